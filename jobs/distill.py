@@ -1,0 +1,31 @@
+#!/bin/sh
+'''exec' "$(ls "${VIRTUAL_ENV:-$(dirname "$0")/../.venv}/bin/python" 2>/dev/null || command -v python3)" "$0" "$@"
+' '''
+# Above: run as a command (`ray job submit jobs/distill.py`), find the environment's own python.
+"""Unlabelled video in, student out.
+
+    jobs/distill.py [SPEC] [--check] [--FIELD VALUE ...]
+"""
+
+import sys
+from pathlib import Path
+
+from liser_dist import distillation, screen
+from liser_dist.command import read_command, run_job
+
+DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
+
+
+def main() -> None:
+    command = read_command(sys.argv[1:], DEFAULT, "Distil a student from unlabelled video.")
+    plan = distillation.plan(command.spec, make_corpus=not command.check)
+    if command.check:
+        screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        return
+    result, place = distillation.run(plan)
+    screen.print_result(result)
+    print(place, flush=True)
+
+
+if __name__ == "__main__":
+    run_job(main)

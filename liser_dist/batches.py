@@ -1,0 +1,181 @@
+"""Examples -> StudentBatch: padded, augmented, with the labels and what the teachers said.
+
+What is random about a clip is drawn from (seed, epoch, key), so that it does not depend on which
+worker sees it, nor on what was drawn before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from liser_dist.features import HOP_S, LogMel
+from liser_dist.records import Example, stable_hash
+from liser_dist.spec import AugmentSpec
+
+NO_LABEL = -100  # what torch's cross entropy leaves out
+TEACHERS = ("speech", "face")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherBatch:
+    """What one teacher said of the clips of a batch."""
+
+    logits: Tensor  # [batch, emotions], 0 where nothing was said
+    kept: Tensor  # [batch] share of its probability on emotions of the job, 0 where nothing
+    given: Tensor  # [batch] bool: it has logits for the clip
+    embedding: Tensor  # [batch, dim], 0 where nothing
+    embedded: Tensor  # [batch] bool: it has an embedding of the clip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentBatch:
+    """What a student sees in a step, on one worker."""
+
+    mel: Tensor  # [batch, frames, mels]
+    frames: Tensor  # [batch] frames that hold sound
+    label: Tensor  # [batch] emotion, or NO_LABEL
+    speech: TeacherBatch
+    face: TeacherBatch
+
+    def teacher(self, name: str) -> TeacherBatch:
+        found: TeacherBatch = getattr(self, name)
+        return found
+
+    def with_teacher(self, name: str, said: TeacherBatch) -> Self:
+        return replace(self, **{name: said})
+
+    def to(self, device: torch.device) -> Self:
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def rows(self, chosen: Tensor) -> Self:
+        """The batch of these rows alone; shuffled, when they are."""
+        return _each(self, lambda tensor: tensor[chosen])
+
+
+def _each(record: Any, change: Any) -> Any:
+    """The same record with every tensor changed."""
+    changed = {}
+    for column in fields(record):
+        value = getattr(record, column.name)
+        changed[column.name] = change(value) if isinstance(value, Tensor) else _each(value, change)
+    return replace(record, **changed)
+
+
+class Batcher:
+    """Builds batches of examples for students that hear `sample_rate_hz` and see `mels` bands."""
+
+    def __init__(
+        self,
+        features: LogMel,
+        emotions: Sequence[str],
+        embeddings: Mapping[str, int],
+        augment: AugmentSpec,
+        seed: int,
+        window_samples: int,
+    ) -> None:
+        """`embeddings`: the width of each teacher's embedding that the loss needs."""
+        self.features = features
+        self.emotions = list(emotions)
+        self.embeddings = embeddings
+        self.augment = augment
+        self.seed = seed
+        self.window_samples = window_samples
+
+    def batch(self, unlabelled: Sequence[Example], labelled: Sequence[Example] = (), epoch: int = 0) \
+            -> StudentBatch:  # fmt: skip
+        """Unlabelled clips (labels unseen), then labelled ones (teachers unheard).
+
+        With no clip at all, one silent row that no loss counts: every worker takes every step.
+        `epoch` draws the augmentation of labelled clips, which have no epoch of their own.
+        """
+        examples = [*unlabelled, *labelled]
+        draws = [self._draw(clip.key, clip.epoch) for clip in unlabelled]
+        draws += [self._draw(clip.key, epoch) for clip in labelled]
+        waveforms = [
+            self._louder(clip.waveform.astype(np.float32) / 32768, draw)
+            for clip, draw in zip(examples, draws, strict=True)
+        ]
+        mel, frames = self.mel(waveforms)
+        self._mask_bands_and_spans(mel, frames, draws)
+        label = [NO_LABEL] * len(unlabelled)
+        label += [self.emotions.index(clip.emotion) for clip in labelled]
+        taught = [*unlabelled, *(Example(**clip.provenance()) for clip in labelled)]
+        return StudentBatch(
+            mel=mel,
+            frames=frames,
+            label=torch.tensor(label or [NO_LABEL]),
+            speech=self._teacher(taught, "speech"),
+            face=self._teacher(taught, "face"),
+        )
+
+    def mel(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+        """[batch, frames, mels] and [batch] frames of sound; always of the window's length."""
+        padded = torch.zeros(max(1, len(waveforms)), self.window_samples)
+        lengths = torch.zeros(len(padded), dtype=torch.long)
+        for row, waveform in enumerate(waveforms):
+            lengths[row] = len(waveform)
+            padded[row, : len(waveform)] = torch.from_numpy(waveform)
+        with torch.no_grad():
+            return self.features(padded), self.features.frames(lengths)
+
+    def _draw(self, key: str, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, stable_hash(key)])
+
+    def _louder(
+        self, waveform: NDArray[np.float32], draw: np.random.Generator
+    ) -> NDArray[np.float32]:
+        gain_db = draw.uniform(-1, 1) * self.augment.gain_db
+        waveform = waveform * np.float32(10 ** (gain_db / 20))
+        if self.augment.noise_db:
+            ratio_db = self.augment.noise_db + draw.uniform(0, 20)
+            level = float(np.sqrt(np.mean(waveform**2))) * 10 ** (-ratio_db / 20)
+            waveform = waveform + draw.standard_normal(len(waveform), np.float32) * level
+        return waveform.astype(np.float32, copy=False)
+
+    def _mask_bands_and_spans(
+        self, mel: Tensor, frames: Tensor, draws: Sequence[np.random.Generator]
+    ) -> None:
+        """SpecAugment (Park et al., 2019): two bands and two spans of each clip set to its mean."""
+        bands = round(self.augment.frequency_mask * mel.shape[2])
+        span = round(self.augment.time_mask_s / HOP_S)
+        if not bands and not span:
+            return
+        for row, draw in enumerate(draws):
+            length = int(frames[row])
+            mean = float(mel[row, :length].mean())
+            for _ in range(2):
+                width, start = draw.integers(0, bands + 1), draw.uniform()
+                first = int(start * (mel.shape[2] - width))
+                mel[row, :, first : first + width] = mean
+                width, start = draw.integers(0, min(span, length // 2) + 1), draw.uniform()
+                first = int(start * (length - width))
+                mel[row, first : first + width] = mean
+
+    def _teacher(self, examples: Sequence[Example], name: str) -> TeacherBatch:
+        rows = max(1, len(examples))
+        logits = torch.zeros(rows, len(self.emotions))
+        embedding = torch.zeros(rows, self.embeddings.get(name, 0))
+        kept, given, embedded = torch.zeros(rows), torch.zeros(rows), torch.zeros(rows)
+        for row, example in enumerate(examples):
+            said = getattr(example, f"{name}_logits")
+            if said.size:
+                logits[row] = torch.from_numpy(said.astype(np.float32))
+                kept[row], given[row] = getattr(example, f"{name}_kept"), 1
+            vector = getattr(example, f"{name}_embedding")
+            if vector.size and embedding.shape[1]:
+                embedding[row] = torch.from_numpy(vector.astype(np.float32))
+                embedded[row] = 1
+        return TeacherBatch(
+            logits=logits,
+            kept=kept,
+            given=given.bool(),
+            embedding=embedding,
+            embedded=embedded.bool(),
+        )

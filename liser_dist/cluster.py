@@ -1,0 +1,126 @@
+"""Connect to Ray; does this job fit?
+
+A job that does not fit would wait for ever and say nothing, so it is counted before it starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from liser_dist.errors import CapacityError
+from liser_dist.spec import DistillSpec
+
+logger = logging.getLogger(__name__)
+
+Amounts = dict[str, float]  # "CPU", "GPU"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The least that one stage takes."""
+
+    stage: str
+    count: int
+    cpus: float  # each
+    gpus: float  # each
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    where: str
+    amounts: Amounts
+
+
+def needs_of(spec: DistillSpec) -> list[Need]:
+    """What must be there at once for the job to move at all."""
+    resources = spec.resources
+    return [
+        Need("train workers", spec.train.workers, resources.worker_cpus, resources.worker_gpus),
+        Need("teachers", resources.teachers[0], resources.teacher_cpus, resources.teacher_gpus),
+        Need("decoders", resources.decoders[0], resources.decoder_cpus, 0),
+        Need("readers", 1, resources.reader_cpus, 0),
+    ]
+
+
+def total_of(needs: list[Need]) -> Amounts:
+    return {
+        "CPU": sum(need.count * need.cpus for need in needs),
+        "GPU": sum(need.count * need.gpus for need in needs),
+    }
+
+
+def require_fit(spec: DistillSpec, capacity: Capacity) -> None:
+    """Raise CapacityError naming what is missing."""
+    needs = needs_of(spec)
+    for kind, wanted in total_of(needs).items():
+        there = capacity.amounts.get(kind, 0.0)
+        if wanted <= there + 1e-6:
+            continue
+        shares = ", ".join(
+            f"{need.count} {need.stage} of {each:g}"
+            for need in needs
+            if (each := need.cpus if kind == "CPU" else need.gpus)
+        )
+        raise CapacityError(
+            f"the job does not fit: it needs at least {wanted:g} {kind}s ({shares}), and "
+            f"{capacity.where} has {there:g}, so {wanted - there:g} {kind}s are missing; lower "
+            "`resources` or `train.workers`, or run it on a larger cluster"
+        )
+
+
+def _quiet_ray() -> None:
+    """Ray's own bars and chatter down; its warnings stay."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_LOG_ENCODING", "TEXT")
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def find_cluster() -> Capacity:
+    """The running cluster when there is one (connects to it), else this machine (starts nothing)."""
+    import ray
+
+    _quiet_ray()
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", **options)
+        except ConnectionError:
+            if address := os.environ.get("RAY_ADDRESS"):
+                raise CapacityError(
+                    f"no Ray cluster answers at RAY_ADDRESS {address!r}: start one with "
+                    "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
+                ) from None
+            return Capacity("this machine", {"CPU": float(_cores()), "GPU": float(_gpus())})
+    found = ray.cluster_resources()
+    return Capacity("the Ray cluster", {kind: found.get(kind, 0.0) for kind in ("CPU", "GPU")})
+
+
+def start_ray(capacity: Capacity) -> None:
+    """Start Ray on this machine, unless connected to a cluster already."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    ray.init(
+        address="local",
+        num_cpus=int(capacity.amounts["CPU"]),
+        num_gpus=int(capacity.amounts["GPU"]),
+        include_dashboard=True,  # Ray Train asks its state API
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

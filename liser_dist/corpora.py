@@ -1,0 +1,282 @@
+"""The synthetic corpus: drawn people who speak with feeling -> shards and two teachers.
+
+1. the backbones of both teachers are trained, once for all corpora at a place (`backbones.py`);
+2. each shard set is cast: who is filmed, in which emotion, and what is wrong with the clip;
+3. the clips are made (`synthesis.py`, `drawing.py`) and encoded, by a process for each core;
+4. the teachers' heads are fitted on the labelled shards, read as any job reads them.
+
+A corpus is built in a folder beside its place and renamed at the end: where it is, it is whole.
+What an unlabelled shard holds besides pictures and sound follows from the seed and the clip's
+number alone, so nothing in it can tell an emotion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from liser_dist import backbones, drawing, synthesis
+from liser_dist.drawing import FRAME_PX, FRAMES_PER_S
+from liser_dist.shards import find_shards, read_samples, write_shards
+from liser_dist.spec import EMOTIONS, ClipSpec, SyntheticSpec
+from liser_dist.synthesis import SAMPLE_RATE_HZ, Floats, Person
+
+logger = logging.getLogger(__name__)
+
+Member = tuple[str, bytes, dict[str, Any]]  # key, mp4, metadata
+
+PEOPLE = {"labelled": 4, "unlabelled": 20, "validation": 6, "test": 10}
+
+_AGREES, _DUBBED, _UNSEEN = range(3)
+_UNLABELLED_FLAWS = (0.70, 0.15, 0.15)
+_UNLABELLED_EMOTIONS = (0.60, 0.08, 0.08, 0.08, 0.08, 0.08)
+_CLIPS_PER_TASK = 12
+_HEAD_CLIPS = ClipSpec(window_s=3.0, faces=8, face_px=64, windows="even")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that a clip follows from."""
+
+    key: str
+    seed: tuple[int, ...]
+    labelled: bool
+    person: Person  # who is filmed
+    emotion: str
+    voice: Person  # who is heard; somebody else where the clip is dubbed
+    voice_emotion: str
+    seen: bool
+
+
+def prepare_synthetic(spec: SyntheticSpec) -> None:
+    """Make the corpus and its teachers under `spec.root`, unless they are there."""
+    if spec.root.is_dir():
+        logger.info("synthetic corpus: found in %s", spec.root)
+        return
+    started = time.monotonic()
+    logger.info("synthetic corpus: making %s", spec.root)
+    with _built_aside(spec.root) as folder, _processes() as pool:
+        trained = _start_backbones(pool, spec)
+        for name in PEOPLE:
+            _write_set(pool, name, spec, folder)
+        for name, future in trained.items():
+            _fit_teacher(future.result(), folder / "labelled", folder / "teachers" / name)
+    logger.info("synthetic corpus: ready after %.0f s", time.monotonic() - started)
+
+
+@contextmanager
+def _built_aside(place: Path) -> Iterator[Path]:
+    """A folder to build in, which becomes `place` when all went well."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        try:
+            folder.rename(place)
+        except OSError:
+            if not place.is_dir():  # else another process made the same meanwhile
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes() -> ProcessPoolExecutor:
+    """A process a core; spawned, for whoever calls may have threads."""
+    cores = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(max(1, cores), mp_context=context, initializer=_stay_on_one_core)
+
+
+def _stay_on_one_core() -> None:
+    import cv2
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, which is not yet imported
+    cv2.setNumThreads(1)
+
+
+# ---------------------------------------------------------------- teachers
+
+
+def _start_backbones(pool: ProcessPoolExecutor, spec: SyntheticSpec) -> dict[str, Future[Path]]:
+    folder = spec.root.parent / f"backbones-{spec.backbone_clips}"
+    return {
+        name: pool.submit(_make_backbone, name, folder / name, spec.backbone_clips)
+        for name in ("speech", "face")
+    }
+
+
+def _make_backbone(name: str, place: Path, clips: int) -> Path:
+    train = {"speech": backbones.train_speech_backbone, "face": backbones.train_face_backbone}
+    if not place.is_dir():
+        with _built_aside(place) as folder:
+            train[name](folder, clips)
+    return place
+
+
+def _fit_teacher(backbone: Path, labelled: Path, folder: Path) -> None:
+    """A head on the labelled shards, by the path that any job's clips go."""
+    from liser_dist.decode import decode_clip
+    from liser_dist.fitting import fit_head
+
+    clips = [
+        decode_clip(sample, _HEAD_CLIPS, start_share=0.5)
+        for shard in find_shards(str(labelled), "synthetic")
+        for sample in read_samples(shard.place)
+    ]
+    fit_head(backbone, clips, EMOTIONS, folder, _HEAD_CLIPS.sample_rate_hz)
+    logger.info("synthetic corpus: %s teacher fitted on %d clips", folder.name, len(clips))
+
+
+# ---------------------------------------------------------------- shards
+
+
+def _write_set(
+    pool: ProcessPoolExecutor, name: str, spec: SyntheticSpec, folder: Path
+) -> None:
+    started = time.monotonic()
+    recipes = cast_set(name, spec)
+    tasks = [recipes[at : at + _CLIPS_PER_TASK] for at in range(0, len(recipes), _CLIPS_PER_TASK)]
+    members = (member for made in pool.map(make_clips, tasks) for member in made)
+    (folder / name).mkdir()
+    write_shards(members, str(folder / name), spec.clips_per_shard)
+    elapsed_s = time.monotonic() - started
+    logger.info("synthetic corpus: %d %s clips in %.0f s", len(recipes), name, elapsed_s)
+
+
+def cast_set(name: str, spec: SyntheticSpec) -> list[Recipe]:
+    """The clips of one of the four sets, in the order of its shards."""
+    labelled = name != "unlabelled"
+    seed = (spec.seed or 0, list(PEOPLE).index(name))
+    rng = np.random.default_rng([*seed, 0])
+    cast = [
+        synthesis.draw_person(f"{name}-{number:02d}", np.random.default_rng([*seed, 1, number]))
+        for number in range(PEOPLE[name])
+    ]
+    count = {
+        "labelled": spec.labelled_per_emotion * len(EMOTIONS),
+        "unlabelled": spec.unlabelled_clips,
+        "validation": spec.validation_clips,
+        "test": spec.test_clips,
+    }[name]
+    even = np.full(len(EMOTIONS), 1 / len(EMOTIONS))
+    shares = even if labelled else np.array(_UNLABELLED_EMOTIONS)
+    emotions = _deal(count, shares, rng)
+    people = _deal(count, np.full(len(cast), 1 / len(cast)), rng)
+    flaws = _deal(count, np.array((1.0,) if labelled else _UNLABELLED_FLAWS), rng)
+    recipes = []
+    for number in range(count):
+        person, emotion = cast[people[number]], EMOTIONS[emotions[number]]
+        voice, voice_emotion = person, emotion
+        if flaws[number] == _DUBBED:
+            others = [other for other in cast if other is not person]
+            voice = others[rng.integers(len(others))]
+            voice_emotion = EMOTIONS[rng.choice(len(EMOTIONS), p=shares)]
+        recipes.append(
+            Recipe(
+                key=_key(*seed, number),
+                seed=(*seed, 2, number),
+                labelled=labelled,
+                person=person,
+                emotion=emotion,
+                voice=voice,
+                voice_emotion=voice_emotion,
+                seen=bool(flaws[number] != _UNSEEN),
+            )
+        )
+    return recipes
+
+
+def _deal(count: int, shares: Floats, rng: np.random.Generator) -> NDArray[np.intp]:
+    """[count] numbers that occur in these shares, shuffled."""
+    middles = (np.arange(count) + 0.5) / count
+    return rng.permutation(np.searchsorted(np.cumsum(shares)[:-1], middles))
+
+
+def _key(*parts: int) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def make_clips(recipes: Sequence[Recipe]) -> list[Member]:
+    """Shard members, one a recipe."""
+    return [make_clip(recipe) for recipe in recipes]
+
+
+def make_clip(recipe: Recipe) -> Member:
+    """Synthesise, film and encode one clip."""
+    rng = np.random.default_rng(recipe.seed)
+    duration_s = round(rng.uniform(3.2, 4.0) * FRAMES_PER_S) / FRAMES_PER_S
+    # Clips with labels are acted, but for those that models are compared on.
+    acted = recipe.labelled and recipe.person.name.startswith("labelled")
+    intensity = float(rng.uniform(*(synthesis.ACTED if acted else synthesis.LIVED)))
+    times_s = np.arange(round(duration_s * FRAMES_PER_S)) / FRAMES_PER_S
+
+    voice, face = synthesis.draw_mood(recipe.person, recipe.emotion, intensity, rng)
+    phrase = synthesis.draw_syllables(recipe.person, voice, duration_s, rng)
+    opening = synthesis.loudness(phrase, voice, times_s)
+    if recipe.voice is not recipe.person:
+        voice, _ = synthesis.draw_mood(recipe.voice, recipe.voice_emotion, intensity, rng)
+        phrase = synthesis.draw_syllables(recipe.voice, voice, duration_s, rng)
+    shifted = not recipe.labelled
+    sound = synthesis.speak(recipe.voice, voice, phrase, rng)
+    waveform = synthesis.record(sound, shifted, rng)
+    person = recipe.person if recipe.seen else None
+    frames, boxes = drawing.draw_clip(person, face, opening, shifted, rng)
+
+    facts: dict[str, Any] = {
+        "faces": _list_boxes(times_s, boxes),
+        "duration_s": duration_s,
+        "source": "synthetic",
+    }
+    if recipe.labelled:
+        facts |= {"emotion": recipe.emotion, "speaker": recipe.person.name, "intensity": intensity}
+    return recipe.key, encode_clip(frames, waveform), facts
+
+
+def _list_boxes(times_s: Floats, boxes: Floats) -> list[list[float]]:
+    """[t_s, x0, y0, x1, y1] of every other frame."""
+    rows = zip(times_s[: len(boxes) : 2], boxes[::2], strict=True)
+    return [[float(time_s), *np.round(box, 1).tolist()] for time_s, box in rows]
+
+
+def encode_clip(frames: drawing.Pixels, waveform: NDArray[np.int16]) -> bytes:
+    """An mp4 file (H.264, AAC) of frames [n, 128, 128, 3] at 8 a second and sound at 16 kHz.
+
+    The same input gives the same bytes.
+    """
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        picture: Any = container.add_stream("libx264", rate=FRAMES_PER_S)
+        picture.width = picture.height = FRAME_PX
+        picture.pix_fmt = "yuv420p"
+        # What it costs to decode is decided here: one thread, and a key frame every half second.
+        picture.options = {"preset": "ultrafast", "crf": "26", "g": "4", "threads": "1"}
+        sound: Any = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        sound.bit_rate = 48_000
+        for frame in frames:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        samples = av.AudioFrame.from_ndarray(waveform[None], format="s16", layout="mono")
+        samples.sample_rate, samples.pts = SAMPLE_RATE_HZ, 0
+        samples.time_base = Fraction(1, SAMPLE_RATE_HZ)
+        container.mux(sound.encode(samples))
+        for stream in (picture, sound):
+            container.mux(stream.encode(None))
+    return file.getvalue()

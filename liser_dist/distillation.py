@@ -1,0 +1,204 @@
+"""One run, from its spec to its result: the order of the steps, and nothing else.
+
+1. `plan`   everything that can be wrong is found before Ray starts anything
+2. `run`    labelled clips through the pipeline, then training, then scores and files
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from liser_dist import cluster, pipeline, screen, storage, training
+from liser_dist.checkpoints import Checkpoint, load_checkpoint, load_student, require_same_student
+from liser_dist.evaluation import LabelledSet, score_student, score_teacher
+from liser_dist.learning import DISTILLED
+from liser_dist.ledger import Rejection
+from liser_dist.records import Example
+from liser_dist.results import (
+    ClipCounts,
+    DistillResult,
+    Seconds,
+    StudentScores,
+    TeacherScores,
+    new_run,
+    write_rejected,
+    write_result,
+)
+from liser_dist.shards import Shard, ShardVisit, find_shards, shard_order
+from liser_dist.spec import DistillSpec
+from liser_dist.teachers import TeacherFacts, describe_teacher
+
+logger = logging.getLogger(__name__)
+
+LABELLED_SETS = ("labelled", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job that was found to be sound."""
+
+    spec: DistillSpec
+    capacity: cluster.Capacity
+    shards: Mapping[str, Sequence[Shard]]  # of each set; empty where the corpus is yet to be made
+    teachers: Mapping[str, TeacherFacts]
+    started: float  # time.time() at which the job began
+
+
+def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
+    """Check all that can be checked before Ray is asked for anything. Raises LiserError."""
+    started = time.time()
+    capacity = cluster.find_cluster()
+    cluster.require_fit(spec, capacity)
+    storage.require_writable(spec.output, "output")
+    if spec.synthetic is not None and make_corpus:
+        from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
+
+        prepare_synthetic(spec.synthetic)
+    require_same_student(spec)
+    shards: dict[str, Sequence[Shard]] = {}
+    teachers: dict[str, TeacherFacts] = {}
+    if spec.synthetic is None or spec.synthetic.root.exists():
+        for name in ("unlabelled", *LABELLED_SETS):
+            if (place := getattr(spec.data, name)) is not None:
+                shards[name] = find_shards(place, f"data.{name}")
+        for name in ("speech", "face"):
+            if (teacher := getattr(spec.teachers, name)) is not None:
+                teachers[name] = describe_teacher(teacher, spec.emotions, spec.clip)
+    return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)
+
+
+def run(job: Plan) -> tuple[DistillResult, str]:
+    """Carry a plan out; returns the result and the place where it was written."""
+    spec = job.spec
+    run_place = new_run(spec.output, spec.name)
+    cluster.start_ray(job.capacity)
+    desk = pipeline.open_desk()
+    labelled, rejected = read_labelled(job, desk)
+    summary = train(job, run_place, desk, labelled)
+    checkpoint = load_checkpoint(summary.checkpoint)
+    rejected = {"unlabelled": checkpoint.ledger.rejections(), **rejected}
+    result = summarise(job, summary, checkpoint, labelled, rejected)
+    write_rejected(run_place, rejected)
+    return result, write_result(run_place, result)
+
+
+def read_labelled(
+    job: Plan, desk: Any
+) -> tuple[dict[str, list[Example]], dict[str, list[Rejection]]]:
+    """The labelled sets, decoded and taught by the same stages as the stream; what was rejected."""
+    names = [name for name in LABELLED_SETS if name in job.shards]
+    if not names:
+        return {}, {}
+    screen.console.print("reading the labelled clips")
+    set_of = {shard.place: name for name in names for shard in job.shards[name]}
+    visits = [ShardVisit(0, place) for place in set_of]
+    clips: dict[str, list[Example]] = {name: [] for name in names}
+    rejected: dict[str, list[Rejection]] = {name: [] for name in names}
+    examples = pipeline.read_all(pipeline.build_examples(job.spec, visits, desk, labelled=True))
+    for example in examples:
+        name, known = set_of[example.shard], example.emotion in job.spec.emotions
+        if example.rejected or not known:
+            reason = example.reason or "bad_metadata"
+            detail = example.detail or f"emotion {example.emotion!r} is none of the job's"
+            why = Rejection(example.key, example.shard, example.index, reason, detail)
+            rejected[name].append(why)
+        else:
+            clips[name].append(example)
+    return clips, rejected
+
+
+def train(
+    job: Plan, run_place: str, desk: Any, labelled: Mapping[str, list[Example]]
+) -> training.Summary:
+    """Train the students over the stream."""
+    spec = job.spec
+    shards = job.shards["unlabelled"]
+    embeddings = {
+        name: facts.embedding_dim
+        for name, facts in job.teachers.items()
+        if spec.loss.embedding and facts.embedding_dim
+    }
+    unknown = (False,) * len(spec.emotions)
+    known = [job.teachers[n].known if n in job.teachers else unknown for n in ("speech", "face")]
+    train_job = training.TrainJob(
+        spec=spec,
+        run=run_place,
+        known=(known[0], known[1]),
+        embeddings=embeddings,
+        total_passes=sum(shard.clips for shard in shards) * spec.train.epochs,
+        desk=desk,
+    )
+    stream = pipeline.build_examples(
+        spec, shard_order(shards, spec.train.epochs, spec.seed), desk
+    )
+    screen.console.print(f"distilling {sum(shard.clips for shard in shards)} clips")
+    with screen.watched(lambda: pipeline.read_progress(desk)):
+        return training.train_students(train_job, stream, labelled)
+
+
+def summarise(
+    job: Plan,
+    summary: training.Summary,
+    checkpoint: Checkpoint,
+    labelled: Mapping[str, list[Example]],
+    rejected: Mapping[str, Sequence[Rejection]],
+) -> DistillResult:
+    """The result of a run, with the test set scored once."""
+    spec, ledger = job.spec, checkpoint.ledger
+    test = labelled.get("test", [])
+    students = {kind: score_kept(summary.checkpoint, kind, checkpoint, test) for kind in checkpoint.best}
+    teachers = {name: score_heard(job, name, test) for name in job.teachers}
+    now = time.time()
+    return DistillResult(
+        name=spec.name,
+        seed=spec.seed,
+        clips=ClipCounts(
+            total=ledger.total,
+            trained=ledger.trained,
+            rejected=ledger.rejected,
+            passes=ledger.passes,
+            labelled=sum(len(clips) for clips in labelled.values()),
+            labelled_rejected=sum(len(rejected[name]) for name in labelled),
+        ),
+        steps=checkpoint.state["steps"],
+        seconds=Seconds(
+            to_first_step=(summary.first_step_at or now) - job.started,
+            training=summary.training_s,
+            total=now - job.started,
+        ),
+        clips_per_s=ledger.passes / summary.training_s if summary.training_s else 0.0,
+        data_wait_share=summary.data_wait_share,
+        student=students.pop(DISTILLED),
+        label_only=students.pop("labels_only", None),
+        comparisons=students,
+        speech_teacher=teachers.get("speech"),
+        face_teacher=teachers.get("face"),
+        checkpoint=summary.checkpoint,
+        spec_hash=spec.spec_hash,
+    )
+
+
+def score_kept(
+    place: str, kind: str, checkpoint: Checkpoint, test: Sequence[Example]
+) -> StudentScores:
+    student, _ = load_student(place, kind)
+    rate = checkpoint.state["learning_rates"][kind]
+    if not test:
+        return StudentScores(params=student.params, learning_rate=rate)
+    scores = score_student(student, LabelledSet.of(test, training.make_batcher(checkpoint.spec, {})))
+    return StudentScores(
+        params=student.params,
+        learning_rate=rate,
+        uar=scores.uar,
+        war=scores.war,
+        macro_f1=scores.macro_f1,
+    )
+
+
+def score_heard(job: Plan, name: str, test: Sequence[Example]) -> TeacherScores | None:
+    scores = score_teacher(test, name, job.spec.emotions, job.teachers[name].known)
+    return TeacherScores(**asdict(scores)) if scores is not None else None

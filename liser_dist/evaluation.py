@@ -1,0 +1,92 @@
+"""Student or teacher -> scores on labelled clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from liser_dist.batches import Batcher
+from liser_dist.records import Example
+from liser_dist.students import Student
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Shares, 0 to 1."""
+
+    uar: float  # unweighted average recall: the mean over emotions of the share found
+    war: float  # weighted accuracy: the share of clips that are right
+    macro_f1: float
+    clips: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """Labelled clips as students see them, without augmentation."""
+
+    mel: Tensor  # [clips, frames, mels]
+    frames: Tensor  # [clips]
+    labels: NDArray[np.int64]  # [clips]
+
+    @classmethod
+    def of(cls, clips: Sequence[Example], batcher: Batcher) -> LabelledSet:
+        waveforms = [clip.waveform.astype(np.float32) / 32768 for clip in clips]
+        parts = [
+            batcher.mel(waveforms[start : start + ROWS_AT_ONCE])
+            for start in range(0, len(clips), ROWS_AT_ONCE)
+        ]
+        return cls(
+            torch.cat([mel for mel, _ in parts]),
+            torch.cat([frames for _, frames in parts]),
+            np.array([batcher.emotions.index(clip.emotion) for clip in clips]),
+        )
+
+
+def score_student(student: Student, labelled: LabelledSet) -> Scores:
+    """A student on labelled clips; it is in evaluation mode meanwhile."""
+    device = next(student.parameters()).device
+    training = student.training
+    student.eval()
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(labelled.mel), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            output = student.encode(
+                labelled.mel[rows].to(device), labelled.frames[rows].to(device)
+            )
+            found.append(output.logits.argmax(dim=1).cpu().numpy())
+    student.train(training)
+    return score(labelled.labels, np.concatenate(found))
+
+
+def score_teacher(
+    clips: Sequence[Example], name: str, emotions: Sequence[str], known: Sequence[bool]
+) -> Scores | None:
+    """A teacher on the labelled clips of which it said something; None when there is none."""
+    heard = [clip for clip in clips if getattr(clip, f"{name}_logits").size]
+    if not heard:
+        return None
+    logits = np.stack([getattr(clip, f"{name}_logits").astype(np.float32) for clip in heard])
+    found = np.where(np.asarray(known), logits, -np.inf).argmax(axis=1)
+    return score(np.array([emotions.index(clip.emotion) for clip in heard]), found)
+
+
+def score(labels: NDArray[np.int64], found: NDArray[np.int64]) -> Scores:
+    """Labels and answers [clips], as numbers of emotions. Emotions without a label do not count."""
+    from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+    present = np.unique(labels)
+    macro = {"labels": present, "average": "macro", "zero_division": 0.0}
+    return Scores(
+        uar=float(recall_score(labels, found, **macro)),
+        war=float(accuracy_score(labels, found)),
+        macro_f1=float(f1_score(labels, found, **macro)),
+        clips=len(labels),
+    )

@@ -1,0 +1,232 @@
+"""StudentBatch -> loss -> step, on one or many workers, without Ray.
+
+Several students learn from the same batches: for each way of learning that is compared, one for
+each learning rate. Teaching is what costs; a small student more is nearly free, and comparisons
+share every clip, every draw of augmentation and every step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from liser_dist.batches import TEACHERS, StudentBatch
+from liser_dist.evaluation import LabelledSet, Scores, score_student
+from liser_dist.losses import COUNTED, ClassBalance, counts, student_loss
+from liser_dist.spec import Comparison, DistillSpec, LossSpec
+from liser_dist.students import Student
+
+DISTILLED = "distilled"
+FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One student in training: how it learns, and how fast."""
+
+    kind: str  # "distilled", or a comparison
+    learning_rate: float
+    loss: LossSpec
+
+
+def arms_of(spec: DistillSpec) -> list[Arm]:
+    """The students of a run: each way of learning with each learning rate."""
+    return [
+        Arm(kind, rate, _loss_of(kind, spec.loss))
+        for kind in (DISTILLED, *spec.compare)
+        for rate in spec.train.learning_rates
+    ]
+
+
+def _loss_of(kind: str, loss: LossSpec) -> LossSpec:
+    match kind:
+        case "labels_only":
+            return loss.model_copy(update={"speech_kl": 0.0, "face_kl": 0.0, "embedding": 0.0})
+        case "speech_only":
+            return loss.model_copy(update={"face_kl": 0.0})
+        case _:
+            return loss
+
+
+def treated(kind: Comparison | str, batch: StudentBatch, draw: torch.Generator) -> StudentBatch:
+    """The batch as a comparison sees it: what teachers said moved to other clips."""
+    if kind not in ("shuffled_targets", "shuffled_faces"):
+        return batch
+    order = torch.randperm(len(batch.label), generator=draw, device="cpu").to(batch.label.device)
+    shuffled = batch.rows(order)
+    names = TEACHERS if kind == "shuffled_targets" else ("face",)
+    for name in names:
+        batch = batch.with_teacher(name, shuffled.teacher(name))
+    return batch
+
+
+class Arms(nn.Module):
+    """All students as one module, so that one backward pass and one reduction serve them."""
+
+    def __init__(self, arms: Sequence[Arm], students: Sequence[Student], balance: ClassBalance):
+        super().__init__()
+        self.arms = arms
+        self.students = nn.ModuleList(students)
+        # In a list, for it is nobody's parameter and must not be broadcast by DDP.
+        self._balance = [balance]
+
+    def forward(self, batch: StudentBatch, totals: Tensor, draw: torch.Generator) -> Tensor:
+        """[arms] this worker's part of each student's loss."""
+        losses = []
+        for arm, student in zip(self.arms, self.students, strict=True):
+            seen = treated(arm.kind, batch, draw)
+            output = student.encode(seen.mel, seen.frames)
+            projected = {
+                name: layer(output.embedding)
+                for name, layer in student.projections.items()
+                if arm.loss.embedding
+            }
+            losses.append(
+                student_loss(output, projected, seen, totals, self._balance[0], arm.loss)
+            )
+        return torch.stack(losses)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of a step, over all workers."""
+
+    loss: Tensor  # [arms]
+    counted: dict[str, int]  # clips that each term spoke of
+
+
+class Learner:
+    """The students of a run, their optimizer, and all that is carried from step to step."""
+
+    def __init__(
+        self, spec: DistillSpec, known: Tensor, embeddings: Mapping[str, int], device: torch.device
+    ) -> None:
+        """`known` [2, emotions] bool of the two teachers; `embeddings` widths the loss needs."""
+        self.spec, self.device = spec, device
+        self.arms = arms_of(spec)
+        torch.manual_seed(spec.seed)
+        first = Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz, embeddings)
+        students = [copy.deepcopy(first) for _ in self.arms]  # compared from the same start
+        self.balance = ClassBalance(spec.loss.balance, known).to(device)
+        self.module = Arms(self.arms, students, self.balance).to(device)
+        self.averaged = (
+            AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(spec.train.average))
+            if spec.train.average
+            else None
+        )
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(student.parameters()), "lr": arm.learning_rate}
+                for arm, student in zip(self.arms, self.module.students, strict=True)
+            ],
+            weight_decay=spec.train.weight_decay,
+        )
+        self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.parallel: nn.Module = (
+            DistributedDataParallel(self.module) if self.workers > 1 else self.module
+        )
+        self.steps = 0
+        self.best: dict[str, dict[str, Tensor]] = {}
+        self.best_scores: dict[str, Scores] = {}
+        self.best_rates: dict[str, float] = {}
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with a trained student's weights."""
+        for student in self.module.students:
+            student.load_state_dict(dict(weights), strict=False)
+
+    def learn(self, batch: StudentBatch, progress: float) -> Step:
+        """One step on this worker's part of the batch. Every worker takes every step.
+
+        `progress`: share of the run that is done, which sets the learning rate.
+        """
+        batch = batch.to(self.device)
+        # Drawn from the step alone, so that no random state need be kept.
+        torch.manual_seed(hash((self.spec.seed, self.steps, self._rank())))
+        draw = torch.Generator().manual_seed(hash((self.spec.seed, self.steps)))
+        self.module.train()
+        totals, sums = self._over_all_workers(counts(batch), self.balance.sums(batch))
+        self.balance.update(sums, totals[:2])
+        precision = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.spec.train.precision == "bf16"
+        )
+        with precision:
+            losses = self.parallel(batch, totals, draw)
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP takes the mean over workers, while our parts add up.
+        (losses.sum() * self.workers).backward()
+        self._update(progress)
+        (total_loss,) = self._over_all_workers(losses.detach())
+        counted = dict(zip(COUNTED, totals.int().tolist(), strict=True))
+        return Step(total_loss.cpu(), counted)
+
+    def _update(self, progress: float) -> None:
+        scale = rate_scale(progress, self.spec.train.warmup)
+        for group, arm, student in zip(
+            self.optimizer.param_groups, self.arms, self.module.students, strict=True
+        ):
+            group["lr"] = arm.learning_rate * scale
+            nn.utils.clip_grad_norm_(student.parameters(), self.spec.train.gradient_norm)
+        self.optimizer.step()
+        self.steps += 1
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.module)
+
+    def _over_all_workers(self, *values: Tensor) -> list[Tensor]:
+        """Each summed over all workers, in one reduction."""
+        flat = torch.cat([value.flatten().float() for value in values])
+        if self.workers > 1:
+            dist.all_reduce(flat)
+        parts = flat.split([value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+    def _rank(self) -> int:
+        return dist.get_rank() if dist.is_initialized() else 0
+
+    def students(self) -> Sequence[Student]:
+        """As they would be used: the averaged weights, where an average is kept."""
+        module = self.module if self.averaged is None else self.averaged.module
+        found: Any = module.students
+        return list(found)
+
+    def keep_best(self, validation: LabelledSet | None) -> dict[str, Scores]:
+        """Score all students and keep, of each kind, the best so far; without a set, the newest.
+
+        Returns the best score of each kind now.
+        """
+        now: dict[str, Scores] = {}
+        for arm, student in zip(self.arms, self.students(), strict=True):
+            if validation is None:
+                self._keep(arm, student)
+                continue
+            scores = score_student(student, validation)
+            if arm.kind not in now or scores.uar > now[arm.kind].uar:
+                now[arm.kind] = scores
+            best = self.best_scores.get(arm.kind)
+            if best is None or (scores.uar, scores.macro_f1) > (best.uar, best.macro_f1):
+                self.best_scores[arm.kind] = scores
+                self._keep(arm, student)
+        return now
+
+    def _keep(self, arm: Arm, student: Student) -> None:
+        self.best[arm.kind] = {
+            name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()
+        }
+        self.best_rates[arm.kind] = arm.learning_rate
+
+
+def rate_scale(progress: float, warmup: float) -> float:
+    """Of the learning rate: up in a line, then down a half cosine. `progress` 0 to 1."""
+    if progress < warmup:
+        return max(progress, 1e-3) / warmup
+    rest = min(1.0, (progress - warmup) / max(1e-9, 1 - warmup))
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * rest))

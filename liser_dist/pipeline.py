@@ -1,0 +1,245 @@
+"""Shards -> examples, as one Ray Dataset over all epochs of a run.
+
+1. `_read`   a ShardVisit to its Samples         tasks
+2. `Decode`  Sample to Clip                      CPU actors, a guarded child each
+3. `Teach`   Clip to Example                     GPU actors, both teachers in each
+
+No stage changes the number of rows: a rejected clip travels on, empty but for its reason. Ray ends
+a pipeline's actors with each execution, which is why the epochs are one dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+
+from liser_dist.desk import Desk, Progress
+from liser_dist.records import Clip, Example, Provenance, Sample, Targets, stable_hash
+from liser_dist.shards import ShardVisit, read_samples
+from liser_dist.spec import ClipSpec, DistillSpec, TeachersSpec
+
+# Blocks are what Ray schedules, moves and splits: small ones keep the first batch near and the
+# object store empty, larger ones cost the scheduler less.
+BLOCK_BYTES = 2**20
+DECODE_ROWS = 16
+Finished = Callable[[int, str], Any]  # (epoch, shard) -> a container of indices
+
+
+def schema_of(record: type[Provenance]) -> pa.Schema:
+    """One Arrow column a field: arrays and bytes are binary."""
+    plain = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    return pa.schema(
+        (field.name, plain.get(str(field.type), pa.binary()))
+        for field in dataclasses.fields(record)
+    )
+
+
+def _table(records: Sequence[Provenance], kind: type[Provenance]) -> pa.Table:
+    return pa.Table.from_pylist([record.to_row() for record in records], schema=schema_of(kind))
+
+
+def open_desk() -> Any:
+    """The run's desk, as an actor. It ends with the job."""
+    return ray.remote(Desk).options(num_cpus=0, max_restarts=-1).remote()
+
+
+def read_progress(desk: Any) -> Progress:
+    found: Progress = ray.get(desk.progress.remote())
+    return found
+
+
+def build_examples(
+    spec: DistillSpec,
+    visits: Sequence[ShardVisit],
+    desk: Any,
+    *,
+    labelled: bool = False,
+    finished: Mapping[tuple[int, str], Any] | None = None,
+) -> Dataset:
+    """The stream of a run: one row a clip and epoch, but for those that are `finished`.
+
+    Nothing runs until the dataset is read.
+    """
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options = execution_options(spec)
+    resources = spec.resources
+    items = [{"epoch": visit.epoch, "shard": visit.shard} for visit in visits]
+    done = dict(finished or {})
+    return (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            _read,
+            fn_kwargs={"labelled": labelled, "finished": done},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.reader_cpus,
+            compute=ray.data.TaskPoolStrategy(size=resources.readers),
+        )
+        .map_batches(
+            Decode,
+            fn_constructor_kwargs={
+                "clip": spec.clip, "seed": spec.seed, "epochs": spec.train.epochs,
+                "centred": labelled, "desk": desk,
+            },
+            batch_size=DECODE_ROWS,
+            batch_format="pyarrow",
+            num_cpus=resources.decoder_cpus,
+            compute=_pool(resources.decoders),
+        )
+        .map_batches(
+            Teach,
+            fn_constructor_kwargs={
+                "teachers": spec.teachers, "emotions": spec.emotions, "clip": spec.clip,
+                "embeddings": spec.loss.embedding > 0, "one_by_one": spec.deterministic,
+                "threads": max(1, int(resources.teacher_cpus)),
+            },
+            batch_size=spec.teachers.batch_size,
+            batch_format="pyarrow",
+            num_cpus=resources.teacher_cpus,
+            num_gpus=resources.teacher_gpus or None,
+            compute=_pool(resources.teachers),
+        )
+    )  # fmt: skip
+
+
+def _pool(bounds: tuple[int, int]) -> ActorPoolStrategy:
+    least, most = bounds
+    return ActorPoolStrategy(min_size=least, max_size=most)
+
+
+def execution_options(spec: DistillSpec) -> ExecutionOptions:
+    return ExecutionOptions(preserve_order=spec.deterministic)
+
+
+def _read(
+    visits: pa.Table, labelled: bool, finished: Mapping[tuple[int, str], Any]
+) -> Iterator[pa.Table]:
+    """Rows of Sample. Small tables, so that decoding starts before the shard is read."""
+    for visit in visits.to_pylist():
+        epoch, shard = visit["epoch"], visit["shard"]
+        done = finished.get((epoch, shard), ())
+        rows: list[Provenance] = []
+        for sample in read_samples(shard, epoch, done, labelled=labelled):
+            rows.append(sample)
+            if len(rows) == DECODE_ROWS:
+                yield _table(rows, Sample)
+                rows = []
+        yield _table(rows, Sample)
+
+
+class Decode:
+    """Sample -> Clip, with a guarded child process that survives nothing but is replaced."""
+
+    def __init__(self, clip: ClipSpec, seed: int, epochs: int, centred: bool, desk: Any) -> None:
+        from liser_dist.decode import ClipDecoder
+
+        self.clip, self.seed, self.epochs, self.centred = clip, seed, epochs, centred
+        self.desk = desk
+        self.decoder = ClipDecoder(clip)
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        clips = [Sample.from_row(row) for row in samples.to_pylist()]
+        clips = self._with_known_verdicts(clips)
+        work = [(sample, self._start_share(sample)) for sample in clips]
+        decoded = list(self.decoder.decode_all(work))
+        self._report(clips, decoded)
+        return _table(decoded, Clip)
+
+    def _with_known_verdicts(self, samples: list[Sample]) -> list[Sample]:
+        """A clip that an earlier epoch rejected is not tried again."""
+        again = [(sample.shard, sample.index) for sample in samples if sample.epoch > 0]
+        verdicts = ray.get(self.desk.verdicts.remote(again)) if again else {}
+        known = []
+        for sample in samples:
+            reason, detail = verdicts.get((sample.shard, sample.index), ("", ""))
+            known.append(
+                dataclasses.replace(sample, reason=reason, detail=detail, video=b"")
+                if reason
+                else sample
+            )
+        return known
+
+    def _start_share(self, sample: Sample) -> float:
+        """Where a longer clip's window lies: 0 at its start, 1 at its end."""
+        if self.centred:
+            return 0.5
+        if self.clip.windows == "even":
+            return (sample.epoch + 0.5) / self.epochs
+        return stable_hash(f"{self.seed}/{sample.epoch}/{sample.key}") / 2**64
+
+    def _report(self, samples: Sequence[Sample], clips: Sequence[Clip]) -> None:
+        verdicts = {
+            (clip.shard, clip.index): (str(clip.reason), clip.detail)
+            for sample, clip in zip(samples, clips, strict=True)
+            if clip.rejected and not sample.rejected
+        }
+        if verdicts:
+            # Waited for, so that a later epoch's look-up finds it.
+            ray.get(self.desk.reject.remote(verdicts))
+
+
+class Teach:
+    """Clip -> Example: both teachers over one copy of the clip."""
+
+    def __init__(
+        self,
+        teachers: TeachersSpec,
+        emotions: Sequence[str],
+        clip: ClipSpec,
+        embeddings: bool,
+        one_by_one: bool,
+        threads: int,
+    ) -> None:
+        """`one_by_one`: a target must not depend on the clips beside it, to the last bit."""
+        import torch
+
+        from liser_dist.teachers import load_teacher
+
+        torch.set_num_threads(threads)
+        self.face_px, self.embeddings, self.one_by_one = clip.face_px, embeddings, one_by_one
+        self.teachers = {
+            name: load_teacher(spec, emotions, clip)
+            for name, spec in (("speech", teachers.speech), ("face", teachers.face))
+            if spec is not None
+        }
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        clips = [Clip.from_row(row, self.face_px) for row in rows.to_pylist()]
+        groups = [[clip] for clip in clips] if self.one_by_one else [clips]
+        examples = [example for group in groups for example in self._teach(group)]
+        return _table(examples, Example)
+
+    def _teach(self, clips: list[Clip]) -> Iterator[Example]:
+        silence = [Targets()] * len(clips)
+        said = {name: teacher.teach(clips) for name, teacher in self.teachers.items()}
+        speech, face = said.get("speech", silence), said.get("face", silence)
+        for clip, heard, seen in zip(clips, speech, face, strict=True):
+            if not self.embeddings:
+                heard, seen = _without_embedding(heard), _without_embedding(seen)
+            yield Example.of(clip, heard, seen)
+
+
+def _without_embedding(said: Targets) -> Targets:
+    return dataclasses.replace(said, embedding=said.embedding[:0])
+
+
+def to_examples(batch: pa.Table) -> list[Example]:
+    return [Example.from_row(row) for row in batch.to_pylist()]
+
+
+def read_all(examples: Dataset) -> list[Example]:
+    """Every example of a small dataset, by shard and index. Labelled sets are small."""
+    rows = [
+        example
+        for batch in examples.iter_batches(batch_size=64, batch_format="pyarrow")
+        for example in to_examples(batch)
+    ]
+    return sorted(rows, key=lambda example: (example.shard, example.index))

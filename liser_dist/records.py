@@ -1,0 +1,161 @@
+"""What crosses each boundary on a clip's way, and under which column names.
+
+    Sample -> Clip -> Example (a Clip's sound with its Targets)
+
+Between stages a record is a row of a Ray Dataset. Arrays travel as `bytes` columns, for a binary
+column costs Arrow nothing and a rejected clip's is simply empty; their dtypes stand here and their
+shapes follow from the spec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = dict[str, Any]
+
+
+class Reason(StrEnum):
+    """Why a clip was rejected: a closed list; what else is known goes into the detail."""
+
+    EMPTY = "empty"  # no bytes
+    UNREADABLE = "unreadable"  # no video file that FFmpeg knows
+    NO_AUDIO = "no_audio"
+    NO_VIDEO = "no_video"
+    TRUNCATED = "truncated"  # less in it than its header says
+    TOO_SHORT = "too_short"
+    SILENT = "silent"  # digital silence
+    NO_SPEECH = "no_speech"
+    CRASHED = "crashed"  # killed the process that decoded it
+    TIMEOUT = "timeout"
+    TOO_LARGE = "too_large"  # more memory than a clip may take
+    SHARD_DAMAGED = "shard_damaged"  # the shard cannot be read from this clip on
+    BAD_METADATA = "bad_metadata"  # the clip's JSON cannot be used
+
+
+def stable_hash(key: str) -> int:
+    """A number that follows from the text alone, in every process."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a row came from. Every record keeps it, from the tar to the loss."""
+
+    key: str  # the sample's name in its shard
+    shard: str  # the shard's place
+    index: int  # the sample's number in its shard
+    epoch: int
+    reason: str = ""  # a Reason when the clip was rejected
+    detail: str = ""
+
+    def to_row(self) -> Row:
+        """One column a field; arrays as bytes."""
+        row: Row = {}
+        for column in fields(self):
+            value = getattr(self, column.name)
+            row[column.name] = value.tobytes() if isinstance(value, np.ndarray) else value
+        return row
+
+    def provenance(self) -> Row:
+        """The fields that every record shares, to build the next record from."""
+        return {column.name: getattr(self, column.name) for column in fields(Provenance)}
+
+    @property
+    def rejected(self) -> bool:
+        return bool(self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(Provenance):
+    """One clip as it lies in its shard."""
+
+    video: bytes = b""  # a whole file: mp4, mov, mkv, webm, avi
+    faces: str = ""  # JSON [[t_s, x0, y0, x1, y1], ...] in pixels; "" = not known, "[]" = none
+    emotion: str = ""  # labelled shards only
+    speaker: str = ""  # labelled shards only
+
+    @classmethod
+    def from_row(cls, row: Row) -> Self:
+        return cls(**{column.name: row[column.name] for column in fields(cls)})
+
+
+def _empty(dtype: type) -> Any:
+    return field(default_factory=lambda: np.empty(0, dtype))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip(Provenance):
+    """One window of a decoded clip: what the teachers see."""
+
+    waveform: NDArray[np.int16] = _empty(np.int16)  # [samples] mono; no padding
+    faces: NDArray[np.uint8] = _empty(np.uint8)  # [n, px, px, 3] RGB crops, zeros where none
+    has_face: NDArray[np.bool_] = _empty(np.bool_)  # [n]
+    emotion: str = ""
+    speaker: str = ""
+
+    @classmethod
+    def from_row(cls, row: Row, face_px: int) -> Self:
+        values = {column.name: row[column.name] for column in fields(cls)}
+        values["waveform"] = np.frombuffer(row["waveform"], np.int16)
+        values["faces"] = np.frombuffer(row["faces"], np.uint8).reshape(-1, face_px, face_px, 3)
+        values["has_face"] = np.frombuffer(row["has_face"], np.bool_)
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What one teacher says of one clip."""
+
+    logits: NDArray[np.float16] = _empty(np.float16)  # [emotions], 0 where it knows none; or empty
+    kept: float = 0.0  # share of its probability on names that the job knows
+    embedding: NDArray[np.float16] = _empty(np.float16)  # [dim], or empty
+
+    @property
+    def given(self) -> bool:
+        """Whether the teacher had anything to look at."""
+        return bool(self.logits.size or self.embedding.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example(Provenance):
+    """What reaches a train worker: the student's input and what both teachers said."""
+
+    waveform: NDArray[np.int16] = _empty(np.int16)  # [samples] mono; no padding
+    speech_logits: NDArray[np.float16] = _empty(np.float16)  # [emotions], or empty
+    speech_kept: float = 0.0
+    speech_embedding: NDArray[np.float16] = _empty(np.float16)  # [dim], or empty
+    face_logits: NDArray[np.float16] = _empty(np.float16)  # empty where no face was seen
+    face_kept: float = 0.0
+    face_embedding: NDArray[np.float16] = _empty(np.float16)
+    emotion: str = ""
+    speaker: str = ""
+
+    @classmethod
+    def from_row(cls, row: Row) -> Self:
+        values = {column.name: row[column.name] for column in fields(cls)}
+        values["waveform"] = np.frombuffer(row["waveform"], np.int16)
+        for name in ("speech_logits", "speech_embedding", "face_logits", "face_embedding"):
+            values[name] = np.frombuffer(row[name], np.float16)
+        return cls(**values)
+
+    @classmethod
+    def of(cls, clip: Clip, speech: Targets, face: Targets) -> Self:
+        """The clip without its pixels, with what the teachers said."""
+        return cls(
+            **clip.provenance(),
+            waveform=clip.waveform,
+            speech_logits=speech.logits,
+            speech_kept=speech.kept,
+            speech_embedding=speech.embedding,
+            face_logits=face.logits,
+            face_kept=face.kept,
+            face_embedding=face.embedding,
+            emotion=clip.emotion,
+            speaker=clip.speaker,
+        )

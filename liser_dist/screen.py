@@ -1,0 +1,111 @@
+"""What a person sees of a run while it goes on: one live line, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from liser_dist.cluster import Capacity, needs_of, total_of
+from liser_dist.desk import Progress
+from liser_dist.results import DistillResult, StudentScores, TeacherScores
+from liser_dist.shards import Shard
+from liser_dist.spec import DistillSpec
+
+LIVE_EVERY_S = 1.0
+PLAIN_EVERY_S = 15.0
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def watched(read: Callable[[], Progress]) -> Iterator[None]:
+    """Show the progress that `read` returns until the block ends."""
+    ended = threading.Event()
+    show = _show_live if console.is_terminal else _show_plain
+    thread = threading.Thread(target=show, args=(read, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+
+
+def _show_live(read: Callable[[], Progress], ended: threading.Event) -> None:
+    with console.status("starting the workers") as status:
+        while not ended.wait(LIVE_EVERY_S):
+            progress = read()
+            if progress.steps:
+                status.update(line_of(progress))
+
+
+def _show_plain(read: Callable[[], Progress], ended: threading.Event) -> None:
+    shown = 0
+    while not ended.wait(PLAIN_EVERY_S if shown else LIVE_EVERY_S):
+        progress = read()
+        if progress.steps > shown:
+            console.print(line_of(progress))
+            shown = progress.steps
+
+
+def line_of(progress: Progress) -> str:
+    """`480/4800 clips · 38 clips/s · loss 1.21 · waits 62 % · 3 rejected · 0:01:53 left`"""
+    left = "-" if progress.left_s is None else str(timedelta(seconds=round(progress.left_s)))
+    parts = [
+        f"{progress.passes}/{progress.total_passes} clips",
+        f"{progress.clips_per_s:.0f} clips/s",
+        f"loss {progress.loss:.3f}",
+        f"waits for data {progress.data_wait_share:.0%}",
+        f"{progress.rejected} rejected",
+        f"{left} left",
+    ]
+    parts += [f"{kind} {uar:.0%}" for kind, uar in progress.scores.items()]
+    return " · ".join(parts)
+
+
+def print_plan(spec: DistillSpec, capacity: Capacity, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """The resolved spec, what the job needs, what there is."""
+    console.print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    for name, found in shards.items():
+        console.print(f"{name}: {len(found)} shards, {sum(shard.clips for shard in found)} clips")
+    for need in needs_of(spec):
+        console.print(
+            f"{need.stage}: at least {need.count}, of {need.cpus:g} CPUs and {need.gpus:g} GPUs each"
+        )
+    wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total_of(needs_of(spec)).items())
+    there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())
+    console.print(f"needed at least: {wanted}; {capacity.where} has {there}: it fits")
+
+
+def print_result(result: DistillResult) -> None:
+    """The scores, side by side, and what was done to get them."""
+    table = Table(title=f"{result.name}, seed {result.seed}: scores on held-out speakers")
+    for column in ("", "parameters", "UAR", "WAR", "macro F1"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows: dict[str, StudentScores | TeacherScores | None] = {
+        "student, distilled": result.student,
+        "student, labels only": result.label_only,
+        **{f"student, {kind.replace('_', ' ')}": s for kind, s in result.comparisons.items()},
+        "speech teacher": result.speech_teacher,
+        "face teacher": result.face_teacher,
+    }
+    for name, scores in rows.items():
+        if scores is None:
+            continue
+        params = f"{scores.params:,}" if isinstance(scores, StudentScores) else ""
+        shares = [scores.uar, scores.war, scores.macro_f1]
+        table.add_row(name, params, *("-" if s is None else f"{100 * s:.1f} %" for s in shares))
+    clips, seconds = result.clips, result.seconds
+    console.print(table)
+    console.print(
+        f"{clips.total} clips: {clips.trained} trained, {clips.rejected} rejected · "
+        f"{result.steps} steps · {result.clips_per_s:.0f} clips/s · waits for data "
+        f"{result.data_wait_share:.0%} · first step after {seconds.to_first_step:.0f} s, "
+        f"all in {seconds.total:.0f} s"
+    )

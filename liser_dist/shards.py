@@ -1,0 +1,256 @@
+"""Shards <-> samples, and the seeded order in which a run visits them.
+
+A shard is a WebDataset tar: `KEY.mp4` and `KEY.json` beside each other. A run's work is a list of
+`ShardVisit`s, one a shard and epoch; `read_samples` opens one and yields its samples, passing over
+those that the ledger has finished before anything is decoded. A shard that is damaged yields what
+lies before the damage and then one rejected sample.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tarfile
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from liser_dist import storage
+from liser_dist.errors import ShardError, StorageError
+from liser_dist.records import Reason, Sample
+
+logger = logging.getLogger(__name__)
+
+VIDEO_EXTENSIONS = ("mp4", "mov", "mkv", "webm", "avi", "flv", "ts")
+INDEX = "index.json"  # webdataset's own form: {"shardlist": [{"url", "nsamples"}, ...]}
+_TAR_END = bytes(1024)  # an archive ends with two blocks of zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tar of clips. `clips` is counted by the index beside it, else estimated from its size."""
+
+    place: str
+    size_bytes: int
+    version: str
+    clips: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardVisit:
+    """One pass over one shard in one epoch."""
+
+    epoch: int
+    shard: str
+
+
+def find_shards(place: str, field: str) -> list[Shard]:
+    """The shards under a place, by name.
+
+    Raises StorageError or ShardError, naming the spec's field, when there is none, or when the
+    first is no tar, is cut off or holds no clip: then the place is wrong rather than one shard.
+    """
+    try:
+        files = storage.list_files(place)
+    except StorageError as error:
+        raise StorageError(f"`{field}`: {error}") from error
+    tars = [file for file in files if file.place.endswith(".tar")]
+    if not tars:
+        raise StorageError(
+            f"`{field}`: no shard (*.tar) at {place}, where {len(files)} other files are; give the "
+            "folder or prefix that holds WebDataset shards"
+        )
+    first_clips = _require_good(tars[0], field)
+    counts = _counts_by_index(files)
+    per_byte = first_clips / tars[0].size_bytes
+    return [
+        Shard(tar.place, tar.size_bytes, tar.version, counts.get(tar.place) or _count(tar, per_byte))
+        for tar in tars
+    ]
+
+
+def _require_good(tar: storage.StoredFile, field: str) -> int:
+    remedy = "give a folder whose shards are whole WebDataset tars with mp4 members"
+    try:
+        clips = sum(_video_of(members) is not None for members in _read_members(tar.place))
+    except _Damaged as damage:
+        raise ShardError(
+            f"`{field}`: the first shard {tar.place} {damage.what}; {remedy}"
+        ) from damage
+    if not clips:
+        raise ShardError(f"`{field}`: the first shard {tar.place} holds no clip; {remedy}")
+    return clips
+
+
+def _counts_by_index(files: Iterable[storage.StoredFile]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for file in files:
+        folder, _, name = file.place.rpartition("/")
+        if name != INDEX:
+            continue
+        try:
+            for entry in json.loads(storage.read_bytes(file.place))["shardlist"]:
+                counts[f"{folder}/{entry['url']}"] = int(entry["nsamples"])
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s is not an index of shards; clips are counted without", file.place)
+    return counts
+
+
+def _count(tar: storage.StoredFile, clips_per_byte: float) -> int:
+    """Clips of a shard that no index counts: by its tar headers on disk, by its size on S3."""
+    if storage.is_remote(tar.place):
+        return max(1, round(tar.size_bytes * clips_per_byte))
+    try:
+        with tarfile.open(tar.place, "r:") as archive:
+            return sum(name.endswith(VIDEO_EXTENSIONS) for name in archive.getnames())
+    except tarfile.TarError:
+        return 1  # one row says that it is damaged
+
+
+def shard_order(shards: Iterable[Shard], epochs: int, seed: int) -> list[ShardVisit]:
+    """The run's work: each epoch visits every shard, in an order that follows from both numbers."""
+    places = sorted(shard.place for shard in shards)
+    visits = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(places))
+        visits += [ShardVisit(epoch, places[position]) for position in order]
+    return visits
+
+
+def read_samples(
+    shard: str, epoch: int = 0, finished: Container[int] = (), labelled: bool = True
+) -> Iterator[Sample]:
+    """The samples of a shard, but for the finished ones, in the order of the tar.
+
+    What an unlabelled shard may say of emotion and speaker is not read.
+    Damage, whether in the tar or of the connection, ends the shard with one sample rejected as
+    `shard_damaged`.
+    """
+    try:
+        for index, members in enumerate(_read_members(shard)):
+            if index not in finished:
+                sample = _sample(members, shard, index, epoch)
+                yield sample if labelled else replace(sample, emotion="", speaker="")
+    except _Damaged as damage:
+        if damage.groups not in finished:
+            yield Sample(
+                key=f"{shard.rpartition('/')[2]}#{damage.groups}",
+                shard=shard,
+                index=damage.groups,
+                epoch=epoch,
+                reason=Reason.SHARD_DAMAGED,
+                detail=damage.what,
+            )
+
+
+def _sample(members: Mapping[str, Any], shard: str, index: int, epoch: int) -> Sample:
+    provenance = {"key": members["__key__"], "shard": shard, "index": index, "epoch": epoch}
+    video = _video_of(members)
+    if video is None:
+        return Sample(**provenance, reason=Reason.NO_VIDEO, detail="no video file of this key")
+    try:
+        facts = json.loads(members.get("json", b"{}"))
+        faces = json.dumps(facts["faces"]) if facts.get("faces") is not None else ""
+        emotion, speaker = (str(facts.get(name) or "") for name in ("emotion", "speaker"))
+    except (ValueError, AttributeError) as error:
+        return Sample(**provenance, reason=Reason.BAD_METADATA, detail=str(error)[:200])
+    return Sample(**provenance, video=video, faces=faces, emotion=emotion, speaker=speaker)
+
+
+def _video_of(members: Mapping[str, Any]) -> bytes | None:
+    found = (members[name] for name in VIDEO_EXTENSIONS if name in members)
+    return next(found, None)
+
+
+class _Damaged(Exception):
+    """A shard could not be read to its end."""
+
+    def __init__(self, what: str, groups: int = 0) -> None:
+        super().__init__(what)
+        self.what = what[:200]
+        self.groups = groups  # whole groups before the damage
+
+
+def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
+    """Groups of files of one key. Raises _Damaged."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    groups = 0
+    try:
+        with storage.open_read(shard) as stream:
+            tail = _TailReader(stream)
+            files = tar_file_expander([{"url": shard, "stream": tail}], handler=_fail)
+            for members in group_by_keys(files, handler=_fail):
+                yield members
+                groups += 1
+            if not tail.ends_with(_TAR_END):
+                # tarfile takes a cut between two members for the end of the archive.
+                raise _Damaged("is cut off")
+    except _Damaged as damage:
+        raise _Damaged(damage.what, groups) from damage
+    except StorageError as error:
+        raise _Damaged(f"cannot be read: {error}", groups) from error
+
+
+def _fail(error: Exception) -> bool:
+    """webdataset's failure policy: stop at damage, and say what it is."""
+    if isinstance(error, MemoryError | ImportError | StorageError | _Damaged):
+        raise error
+    raise _Damaged("is cut off" if "unexpected end" in str(error) else "is no tar, or damaged")
+
+
+class _TailReader(io.RawIOBase):
+    """Passes a stream on and remembers its last KiB."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._tail = (self._tail + data[-1024:])[-1024:]
+        return data
+
+    def ends_with(self, end: bytes) -> bool:
+        while self.read(2**16):  # what lies behind the archive's end mark
+            pass
+        return self._tail == end
+
+
+def write_shards(
+    samples: Iterable[tuple[str, bytes, dict[str, Any]]], place: str, clips_per_shard: int
+) -> int:
+    """Write (key, mp4 bytes, metadata) samples as shards with an index; returns how many.
+
+    The same samples give the same bytes.
+    """
+    from webdataset.writer import TarWriter
+
+    shardlist: list[dict[str, Any]] = []
+    batch: list[tuple[str, bytes, dict[str, Any]]] = []
+
+    def flush(write: Callable[..., Any] = TarWriter) -> None:
+        name = f"{len(shardlist):06d}.tar"
+        content = io.BytesIO()
+        with write(content, mtime=0.0, user="", group="") as writer:
+            for key, video, facts in batch:
+                writer.write({"__key__": key, "mp4": video, "json": facts})
+        storage.write_bytes(storage.join(place, name), content.getvalue())
+        shardlist.append({"url": name, "nsamples": len(batch)})
+        batch.clear()
+
+    for sample in samples:
+        batch.append(sample)
+        if len(batch) == clips_per_shard:
+            flush()
+    if batch:
+        flush()
+    index = json.dumps({"shardlist": shardlist}, indent=1).encode()
+    storage.write_bytes(storage.join(place, INDEX), index)
+    return len(shardlist)

@@ -1,0 +1,401 @@
+"""What a job is: typed specs, their defaults, and the rules that hold between fields.
+
+A spec is one YAML file; any field can be given on the command line under its dotted name
+(`--train.epochs 3`). It checks itself when it is read, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Place = Annotated[str, Field(min_length=1, description="a folder or file, on disk or s3://")]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Bounds = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+EMOTIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted")
+
+
+class Spec(BaseModel):
+    """Frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---------------------------------------------------------------- data
+
+
+class SyntheticSpec(Spec):
+    """The synthetic corpus and two teachers for it, made under `place` when not there yet.
+
+    Stands in for data that cannot be shipped; fills in `data` and `teachers` where they are not
+    given. The corpus differs with the job's seed; the teachers' backbones do not, as a public
+    model would not.
+    """
+
+    place: Place = "~/.cache/liser_dist/synthetic"
+    seed: int | None = Field(None, description="the corpus's seed; the job's own when not given")
+    labelled_per_emotion: Count = 2
+    unlabelled_clips: Count = 960
+    validation_clips: Count = 120
+    test_clips: Count = 240
+    clips_per_shard: Count = 60
+    backbone_clips: Count = 2400
+
+    @property
+    def root(self) -> Path:
+        """Where this very corpus lies."""
+        made_of = self.model_dump(exclude={"place"})
+        return Path(self.place).expanduser() / f"corpus-{fingerprint(made_of)}"
+
+    def places(self) -> dict[str, str]:
+        """The four shard sets: labelled, unlabelled, validation, test."""
+        return {
+            name: str(self.root / name) for name in ("labelled", "unlabelled", "validation", "test")
+        }
+
+    def teachers(self) -> dict[str, str]:
+        """The folders of the two teachers, whose heads are fitted on the labelled set."""
+        return {name: str(self.root / "teachers" / name) for name in ("speech", "face")}
+
+
+class DataSpec(Spec):
+    """Where the shards are."""
+
+    unlabelled: Place
+    labelled: Place | None = None
+    validation: Place | None = Field(None, description="labelled, of speakers of its own")
+    test: Place | None = Field(None, description="labelled, of speakers of its own; scored once")
+
+
+class ClipSpec(Spec):
+    """What is kept of a clip."""
+
+    sample_rate_hz: Annotated[int, Field(ge=4000, le=48000)] = 16000
+    window_s: Annotated[float, Field(gt=0.1, le=60)] = 3.0
+    windows: Literal["random", "even"] = Field(
+        "random", description="of a longer clip: drawn anew, or evenly placed over the epochs"
+    )
+    min_duration_s: Annotated[float, Field(ge=0)] = 0.5
+    min_speech_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="reject clips with less speech than this (silero-vad); 0 = do not look"
+    )
+    faces: Count = Field(8, description="frames looked at, spread evenly over the window")
+    face_px: Annotated[int, Field(ge=16, le=512)] = 112
+    face_detector: str = Field(
+        "haar", description="for clips without boxes: 'haar', or the path of a YuNet .onnx file"
+    )
+    decode_limit_s: Annotated[float, Field(gt=0)] = 20.0
+    decode_limit_bytes: Annotated[int, Field(ge=256 * 2**20)] = 2 * 2**30
+
+
+# ---------------------------------------------------------------- teachers
+
+Labels = Annotated[
+    dict[str, str], Field(description="the teacher's name of an emotion -> the job's; many to one")
+]
+
+
+class HuggingFaceTeacher(Spec):
+    """A classifier or plain encoder by hub name or folder: audio, image or video."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    model: Place
+    labels: Labels | None = Field(None, description="names not mapped are left out")
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ImageInput(Spec):
+    """How an ONNX face net wants its crops: (pixel - mean) * scale, N x C x size x size."""
+
+    kind: Literal["image"] = "image"
+    size_px: Annotated[int, Field(ge=8)]
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
+    mean: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1 / 255,)
+
+
+class WaveformInput(Spec):
+    """How an ONNX speech net wants its sound: N x T in -1..1."""
+
+    kind: Literal["waveform"] = "waveform"
+
+
+class MelPowerInput(Spec):
+    """How an ONNX speech net wants its sound: N x T x mels of mel power."""
+
+    kind: Literal["mel_power"] = "mel_power"
+    mels: Count = 40
+    window_ms: Annotated[float, Field(gt=0)] = 25.0
+    hop_ms: Annotated[float, Field(gt=0)] = 10.0
+
+
+class OnnxTeacher(Spec):
+    """An ONNX file, on disk or S3, run by onnxruntime."""
+
+    kind: Literal["onnx"] = "onnx"
+    model: Place
+    input: Annotated[
+        ImageInput | WaveformInput | MelPowerInput, Field(discriminator="kind")
+    ]
+    names: tuple[str, ...] = Field((), description="the classes, in the order of the logits")
+    logits: str | None = Field(None, description="name of the output with the logits")
+    embedding: str | None = Field(None, description="name of the output with the embedding")
+    labels: Labels | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _has_an_output(self) -> Self:
+        if self.logits is None and self.embedding is None:
+            raise ValueError("an ONNX teacher needs `logits` or `embedding`, the name of an output")
+        if self.logits is not None and not self.names:
+            raise ValueError("`logits` needs `names`, the classes in the order of the logits")
+        return self
+
+
+class StudentTeacher(Spec):
+    """A student's checkpoint as a teacher: self-training on its pseudo-labels."""
+
+    kind: Literal["student"] = "student"
+    model: Place
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class MockTeacher(Spec):
+    """Says something that depends on the clip's key alone, after a given time. For tests."""
+
+    kind: Literal["mock"] = "mock"
+    seconds_per_clip: Annotated[float, Field(ge=0)] = 0.0
+    embedding: Annotated[int, Field(ge=0)] = 0
+
+
+SpeechTeacher = Annotated[
+    HuggingFaceTeacher | OnnxTeacher | StudentTeacher | MockTeacher, Field(discriminator="kind")
+]
+FaceTeacher = Annotated[
+    HuggingFaceTeacher | OnnxTeacher | MockTeacher, Field(discriminator="kind")
+]
+
+
+class TeachersSpec(Spec):
+    speech: SpeechTeacher | None = None
+    face: FaceTeacher | None = None
+    batch_size: Count = Field(32, description="clips a teacher sees at once")
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Self:
+        if self.speech is None and self.face is None:
+            raise ValueError("there is no teacher: give `speech`, `face` or both")
+        return self
+
+
+# ---------------------------------------------------------------- student
+
+
+class CnnStudent(Spec):
+    """Convolutions on log-mel, pooled over time."""
+
+    kind: Literal["cnn"] = "cnn"
+    width: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mels: Count = 40
+
+
+class ResLstmStudent(Spec):
+    """Residual LSTM layers with attention over time; about 50 k parameters."""
+
+    kind: Literal["reslstm"] = "reslstm"
+    width: Annotated[int, Field(ge=8, le=1024)] = 52
+    layers: Count = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mels: Count = 40
+
+
+StudentSpec = Annotated[CnnStudent | ResLstmStudent, Field(discriminator="kind")]
+
+
+class LossSpec(Spec):
+    """What a student learns from targets and labels; each weight times its mean over clips."""
+
+    speech_kl: Weight = 1.0
+    face_kl: Weight = 1.0
+    embedding: Weight = Field(0.0, description="cosine distance to the teachers' embeddings")
+    label_ce: Weight = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    agreement: Weight = Field(
+        0.0, description="how much clips weigh less on which the teachers differ: exp(-a * JS/ln 2)"
+    )
+    balance: Literal["none", "distribution_alignment", "resample"] = Field(
+        "distribution_alignment", description="against the neutral that fills web video"
+    )
+
+
+class AugmentSpec(Spec):
+    """What is done to the student's input, never to the teachers'. All off at 0."""
+
+    gain_db: Annotated[float, Field(ge=0)] = 6.0
+    noise_db: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="white noise at this signal-to-noise ratio or up to 20 dB better; 0 = none"
+    )
+    time_mask_s: Annotated[float, Field(ge=0)] = 0.3
+    frequency_mask: Share = 0.15
+
+
+class TrainSpec(Spec):
+    workers: Count = 1
+    epochs: Count = 3
+    batch_size: Count = Field(256, description="unlabelled clips a step, over all workers")
+    labelled_batch_size: Annotated[int, Field(ge=0)] = Field(
+        32, description="labelled clips mixed into each step, over all workers"
+    )
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-3,), min_length=1, description="a student for each, on the same batches; best is kept"
+    )
+    weight_decay: Weight = 0.01
+    warmup: Share = Field(0.05, description="share of the run")
+    gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of an exponential average of the weights"
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    validate_every: Count = Field(200, description="steps")
+    checkpoint_every: Count = Field(1000, description="steps")
+    keep: Count = Field(2, description="newest checkpoints kept, beside the best")
+
+
+class ResourcesSpec(Spec):
+    """How many of each stage (least, most), and what one of each takes."""
+
+    decoders: Bounds = (1, 8)
+    teachers: Bounds = (1, 1)
+    readers: Count = 2
+    decoder_cpus: Annotated[float, Field(gt=0)] = 1.0
+    teacher_cpus: Annotated[float, Field(gt=0)] = 1.0
+    reader_cpus: Annotated[float, Field(gt=0)] = 0.25
+    worker_cpus: Annotated[float, Field(gt=0)] = 1.0
+    teacher_gpus: Annotated[float, Field(ge=0)] = 0.0
+    worker_gpus: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        for name in ("decoders", "teachers"):
+            least, most = getattr(self, name)
+            if least > most:
+                raise ValueError(f"`{name}` is [least, most], not [{least}, {most}]")
+        return self
+
+
+class BudgetSpec(Spec):
+    """When rejected clips mean that the data as a whole is broken."""
+
+    max_rejected_share: Share = 0.5
+    after_clips: Count = Field(200, description="clips seen before the share is looked at")
+
+
+# ---------------------------------------------------------------- the job
+
+Comparison = Literal["labels_only", "speech_only", "shuffled_targets", "shuffled_faces"]
+
+
+class DistillSpec(Spec):
+    """One run: unlabelled video in, student out."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    deterministic: bool = Field(
+        False, description="same spec, seed and workers: same weights on CPU, bit for bit; slower"
+    )
+    emotions: tuple[str, ...] = Field(EMOTIONS, min_length=2)
+    synthetic: SyntheticSpec | None = None
+    data: DataSpec
+    clip: ClipSpec = ClipSpec()
+    teachers: TeachersSpec
+    student: StudentSpec = CnnStudent()
+    start_from: Place | None = Field(None, description="a checkpoint of the same student")
+    loss: LossSpec = LossSpec()
+    augment: AugmentSpec = AugmentSpec()
+    train: TrainSpec = TrainSpec()
+    compare: tuple[Comparison, ...] = Field(
+        (), description="students trained on the same batches in other ways, to compare"
+    )
+    resources: ResourcesSpec = ResourcesSpec()
+    budget: BudgetSpec = BudgetSpec()
+    output: Place = "runs"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_synthetic(cls, given: Any) -> Any:
+        """Shards and teachers of the synthetic corpus, where none are given."""
+        if not isinstance(given, dict) or given.get("synthetic") is None:
+            return given
+        synthetic = SyntheticSpec.model_validate(given["synthetic"])
+        if synthetic.seed is None:
+            synthetic = synthetic.model_copy(update={"seed": int(given.get("seed", 0))})
+        emotions = {name: name for name in EMOTIONS}
+        teachers = {
+            name: {"kind": "huggingface", "model": folder, "labels": emotions}
+            for name, folder in synthetic.teachers().items()
+        }
+        return {
+            **given,
+            "synthetic": synthetic.model_dump(),
+            "data": {**synthetic.places(), **(given.get("data") or {})},
+            "teachers": {**teachers, **(given.get("teachers") or {})},
+        }
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        self._emotions_agree()
+        self._losses_have_sources()
+        if self.compare and self.data.labelled is None and "labels_only" in self.compare:
+            raise ValueError("`compare: labels_only` needs `data.labelled`, which is not given")
+        if len(self.train.learning_rates) > 1 and self.data.validation is None:
+            raise ValueError(
+                f"`train.learning_rates` has {len(self.train.learning_rates)} values to choose "
+                "from, and no `data.validation` to choose by: give one of the two"
+            )
+        return self
+
+    def _emotions_agree(self) -> None:
+        if len(set(self.emotions)) != len(self.emotions):
+            raise ValueError(f"`emotions` names one twice: {list(self.emotions)}")
+        for which in ("speech", "face"):
+            labels = getattr(getattr(self.teachers, which), "labels", None)
+            for name, emotion in (labels or {}).items():
+                if emotion not in self.emotions:
+                    raise ValueError(
+                        f"`teachers.{which}.labels` maps {name!r} to {emotion!r}, which is none of "
+                        f"the job's `emotions` {list(self.emotions)}: map it to one of them or "
+                        "leave it out"
+                    )
+
+    def _losses_have_sources(self) -> None:
+        learns = {
+            "loss.speech_kl": self.loss.speech_kl and self.teachers.speech,
+            "loss.face_kl": self.loss.face_kl and self.teachers.face,
+            "loss.label_ce": self.loss.label_ce and self.data.labelled,
+            "loss.embedding": self.loss.embedding,
+        }
+        if not any(learns.values()):
+            raise ValueError(
+                f"the student would learn nothing: give one of {', '.join(learns)} a weight above "
+                "0, and the teacher or labelled shards that it needs"
+            )
+
+    @property
+    def spec_hash(self) -> str:
+        """Tells two jobs apart, wherever they write."""
+        return fingerprint(self.model_dump(mode="json", exclude={"output"}))
+
+
+def fingerprint(settings: Any) -> str:
+    """16 hex digits that follow from the settings alone."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,152 @@
+"""The small models: waveform -> emotions, and projections onto the teachers' embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from liser_dist.features import LogMel
+from liser_dist.spec import CnnStudent, ResLstmStudent
+
+
+class StudentOutput(NamedTuple):
+    logits: Tensor  # [batch, emotions]
+    embedding: Tensor  # [batch, dim]
+
+
+class Student(nn.Module):
+    """Log-mel, an encoder pooled over time, and a linear layer onto emotions.
+
+    `projections` map the embedding onto each teacher's, when the loss asks for it; they are
+    left behind when the student is deployed, and do not count among its parameters.
+    """
+
+    def __init__(
+        self,
+        spec: CnnStudent | ResLstmStudent,
+        emotions: int,
+        sample_rate_hz: int,
+        projections: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = LogMel(sample_rate_hz, spec.mels)
+        self.encoder: ConvEncoder | LstmEncoder
+        match spec:
+            case CnnStudent():
+                self.encoder = ConvEncoder(spec)
+            case ResLstmStudent():
+                self.encoder = LstmEncoder(spec)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.head = nn.Linear(self.encoder.dim, emotions)
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(self.encoder.dim, dim) for name, dim in (projections or {}).items()}
+        )
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> StudentOutput:
+        """[batch, samples] in -1..1 and [batch] samples that are sound, not padding."""
+        return self.encode(self.features(waveform), self.features.frames(lengths))
+
+    def encode(self, mel: Tensor, frames: Tensor) -> StudentOutput:
+        """[batch, frames, mels] and [batch] frames that are sound, not padding."""
+        embedding = self.encoder(mel, frames)
+        return StudentOutput(self.head(self.dropout(embedding)).float(), embedding.float())
+
+    @property
+    def params(self) -> int:
+        """Parameters of what is deployed."""
+        parts = (self.encoder, self.head)
+        return sum(weight.numel() for part in parts for weight in part.parameters())
+
+
+def _mask(frames: Tensor, length: int) -> Tensor:
+    """[batch, length], 1 where there is sound."""
+    return (torch.arange(length, device=frames.device) < frames[:, None]).float()
+
+
+class ConvEncoder(nn.Module):
+    """Four strided convolutions; mean and spread over time of what the last one sees.
+
+    GroupNorm, for batches are a stream's tails as often as not. Statistics of a group span time,
+    so padding is masked out before each of them.
+    """
+
+    def __init__(self, spec: CnnStudent) -> None:
+        super().__init__()
+        half, full, twice = spec.width // 2, spec.width, 2 * spec.width
+        self.blocks = nn.ModuleList(
+            ConvBlock(*channels)
+            for channels in ((1, half), (half, full), (full, twice), (twice, twice))
+        )
+        self.dim = 2 * twice
+
+    def forward(self, mel: Tensor, frames: Tensor) -> Tensor:
+        x = (mel * _mask(frames, mel.shape[1])[:, :, None])[:, None]  # [batch, 1, frames, mels]
+        for block in self.blocks:
+            frames = torch.div(frames + 1, 2, rounding_mode="floor")
+            x = block(x, _mask(frames, (x.shape[2] + 1) // 2)[:, None, :, None])
+        x = x.mean(dim=3)  # [batch, channels, frames]
+        mask = _mask(frames, x.shape[2])[:, None]
+        count = mask.sum(dim=2).clamp(min=1)
+        mean = (x * mask).sum(dim=2) / count
+        spread = (((x - mean[:, :, None]) ** 2 * mask).sum(dim=2) / count + 1e-5).sqrt()
+        return torch.cat([mean, spread], dim=1)
+
+
+class ConvBlock(nn.Module):
+    """Convolution that halves both axes, norm over the unmasked part, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+        self.norm = MaskedGroupNorm(outputs)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = torch.relu(self.norm(self.conv(x), mask)) * mask
+        return out
+
+
+class MaskedGroupNorm(nn.Module):
+    """GroupNorm with the statistics of one group taken over sound alone, not over padding."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        count = mask.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1) * x.shape[1] * x.shape[3]
+        mean = (x * mask).sum(dim=(1, 2, 3), keepdim=True) / count
+        centred = (x - mean) * mask
+        variance = (centred**2).sum(dim=(1, 2, 3), keepdim=True) / count
+        out: Tensor = centred * torch.rsqrt(variance + 1e-5) * self.scale + self.shift
+        return out
+
+
+class LstmEncoder(nn.Module):
+    """Pairs of frames, residual LSTM layers, attention over time."""
+
+    def __init__(self, spec: ResLstmStudent) -> None:
+        super().__init__()
+        self.inputs = nn.Linear(2 * spec.mels, spec.width)
+        self.layers = nn.ModuleList(
+            nn.LSTM(spec.width, spec.width, batch_first=True) for _ in range(spec.layers)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(spec.layers))
+        self.attention = nn.Linear(spec.width, 1)
+        self.dim = spec.width
+
+    def forward(self, mel: Tensor, frames: Tensor) -> Tensor:
+        batch, length, mels = mel.shape
+        pairs = (length + 1) // 2
+        mel = mel * _mask(frames, length)[:, :, None]
+        mel = nn.functional.pad(mel, (0, 0, 0, 2 * pairs - length))
+        x = self.inputs(mel.reshape(batch, pairs, 2 * mels))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(x + layer(x)[0])
+        sound = _mask(torch.div(frames + 1, 2, rounding_mode="floor"), pairs)
+        scores = self.attention(x)[:, :, 0].masked_fill(sound == 0, float("-inf"))
+        out: Tensor = (torch.softmax(scores.float(), dim=1).to(x.dtype)[:, :, None] * x).sum(dim=1)
+        return out
