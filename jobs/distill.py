@@ -1,10 +1,11 @@
 #!/bin/sh
-'''exec' "$(ls "${VIRTUAL_ENV:-$(dirname "$0")/../.venv}/bin/python" 2>/dev/null || command -v python3)" "$0" "$@"
-' '''
-# Above: run as a command (`ray job submit jobs/distill.py`), find the environment's own python.
-"""Unlabelled video in, student out.
+"""exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
+
+Unlabelled video in, student out.
 
     jobs/distill.py [SPEC] [--check] [--FIELD VALUE ...]
+
+The line above is for the shell: run as a command, this finds the environment's own python.
 """
 
 import sys

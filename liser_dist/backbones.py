@@ -30,7 +30,7 @@ _SEED = 20_000  # of backbones, whatever the corpus's seed is
 _PEOPLE = 40
 _WINDOW_S = 3.0
 _FACE_PX = 64
-_FRAMES = 3  # of a clip; more are more of the same
+_FRAMES = 2  # of a clip; more are more of the same
 _MEL_FRAMES, _MELS = 298, 64
 _MEL_MEAN, _MEL_STD = -4.35, 1.3  # of the synthetic voices; the extractor halves the spread
 
@@ -61,7 +61,7 @@ def train_speech_backbone(folder: Path, clips: int) -> None:
         frequency_stride=16,
         time_stride=16,
     )
-    net = _train(ASTForAudioClassification, config, mels, emotions, moods, _vary_mels, epochs=25)
+    net = _train(ASTForAudioClassification, config, mels, emotions, moods, _vary_mels, 25, 1.5e-3)
     net.save_pretrained(folder)
     extractor.save_pretrained(folder)
 
@@ -76,7 +76,7 @@ def train_face_backbone(folder: Path, clips: int) -> None:
     config = ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic"
     )
-    net = _train(ResNetForImageClassification, config, pixels, emotions, moods, _vary_crops, 5)
+    net = _train(ResNetForImageClassification, config, pixels, emotions, moods, _vary_crops, 5, 4e-3)
     net.save_pretrained(folder)
     size = {"height": _FACE_PX, "width": _FACE_PX}
     processor: Any = ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -174,6 +174,7 @@ def _train(
     moods: Floats,
     vary: Any,
     epochs: int,
+    learning_rate: float,
 ) -> nn.Module:
     """A classifier of emotions, whose last layer also learnt to name the mood."""
     import torch
@@ -189,7 +190,7 @@ def _train(
     batches = -(-len(inputs) // 48)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1.5e-3, total_steps=epochs * batches, pct_start=0.15
+        optimizer, learning_rate, total_steps=epochs * batches, pct_start=0.15
     )
     net.train()
     for epoch in range(epochs):

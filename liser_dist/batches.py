@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liser_dist.features import HOP_S, LogMel
-from liser_dist.records import Example, stable_hash
+from liser_dist.records import Example, stable_hash, to_floats
 from liser_dist.spec import AugmentSpec
 
 NO_LABEL = -100  # what torch's cross entropy leaves out
@@ -49,7 +49,7 @@ class StudentBatch:
         return found
 
     def with_teacher(self, name: str, said: TeacherBatch) -> Self:
-        return replace(self, **{name: said})
+        return replace(self, speech=said) if name == "speech" else replace(self, face=said)
 
     def to(self, device: torch.device) -> Self:
         return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
@@ -88,8 +88,9 @@ class Batcher:
         self.seed = seed
         self.window_samples = window_samples
 
-    def batch(self, unlabelled: Sequence[Example], labelled: Sequence[Example] = (), epoch: int = 0) \
-            -> StudentBatch:  # fmt: skip
+    def batch(
+        self, unlabelled: Sequence[Example], labelled: Sequence[Example] = (), epoch: int = 0
+    ) -> StudentBatch:
         """Unlabelled clips (labels unseen), then labelled ones (teachers unheard).
 
         With no clip at all, one silent row that no loss counts: every worker takes every step.
@@ -99,7 +100,7 @@ class Batcher:
         draws = [self._draw(clip.key, clip.epoch) for clip in unlabelled]
         draws += [self._draw(clip.key, epoch) for clip in labelled]
         waveforms = [
-            self._louder(clip.waveform.astype(np.float32) / 32768, draw)
+            self._louder(to_floats(clip.waveform), draw)
             for clip, draw in zip(examples, draws, strict=True)
         ]
         mel, frames = self.mel(waveforms)

@@ -81,7 +81,7 @@ def _quiet_ray() -> None:
 
 
 def find_cluster() -> Capacity:
-    """The running cluster when there is one (connects to it), else this machine (starts nothing)."""
+    """The running cluster, connected to, when there is one; else what this machine has."""
     import ray
 
     _quiet_ray()

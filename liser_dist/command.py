@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -40,7 +41,7 @@ class Command:
 
 
 def read_command(arguments: Sequence[str], default: Path, about: str) -> Command:
-    """The resolved spec of a command line. Raises SpecError; argparse's own mistakes exit with 2."""
+    """The resolved spec of a command line. Raises SpecError; argparse itself exits with 2."""
     parser = argparse.ArgumentParser(
         description=about, allow_abbrev=False, usage="%(prog)s [SPEC] [--check] [--FIELD VALUE ...]"
     )
@@ -52,7 +53,7 @@ def read_command(arguments: Sequence[str], default: Path, about: str) -> Command
 
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **_: PydanticBaseSettingsSource
+            cls, settings_cls: type[BaseSettings], *_: Any, **__: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return overrides, YamlConfigSettingsSource(settings_cls, yaml_file=parsed.spec)
 
@@ -63,7 +64,7 @@ def read_command(arguments: Sequence[str], default: Path, about: str) -> Command
     overrides(parsed_args=parsed)
     _require_mapping(parsed.spec)
     try:
-        resolved = CommandLine()  # type: ignore[call-arg]
+        resolved = CommandLine()
         spec = DistillSpec.model_validate(resolved.model_dump())
     except ValidationError as error:
         raise SpecError(explain(error, parsed.spec)) from error
@@ -83,7 +84,9 @@ def _require_mapping(path: Path) -> None:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise SpecError(f"cannot read the spec {path}: {error.strerror}; give a YAML file") from error
+        raise SpecError(
+            f"cannot read the spec {path}: {error.strerror}; give a YAML file"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())[:300]
         raise SpecError(f"the spec {path} is no YAML: {what}") from error

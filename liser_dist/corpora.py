@@ -21,8 +21,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -57,6 +57,7 @@ class Recipe:
     key: str
     seed: tuple[int, ...]
     labelled: bool
+    intensities: tuple[float, float]  # how strongly it may be felt
     person: Person  # who is filmed
     emotion: str
     voice: Person  # who is heard; somebody else where the clip is dubbed
@@ -64,17 +65,24 @@ class Recipe:
     seen: bool
 
 
-def prepare_synthetic(spec: SyntheticSpec) -> None:
-    """Make the corpus and its teachers under `spec.root`, unless they are there."""
+def prepare_synthetic(spec: SyntheticSpec, pool: Executor | None = None) -> None:
+    """Make the corpus and its teachers under `spec.root`, unless they are there.
+
+    Args:
+        pool: who makes the clips and trains the backbones; a process for each core when not given.
+    """
     if spec.root.is_dir():
         logger.info("synthetic corpus: found in %s", spec.root)
         return
     started = time.monotonic()
     logger.info("synthetic corpus: making %s", spec.root)
-    with _built_aside(spec.root) as folder, _processes() as pool:
-        trained = _start_backbones(pool, spec)
+    with (
+        _built_aside(spec.root) as folder,
+        nullcontext(pool) if pool else _processes() as workers,
+    ):
+        trained = _start_backbones(workers, spec)
         for name in PEOPLE:
-            _write_set(pool, name, spec, folder)
+            _write_set(workers, name, spec, folder)
         for name, future in trained.items():
             _fit_teacher(future.result(), folder / "labelled", folder / "teachers" / name)
     logger.info("synthetic corpus: ready after %.0f s", time.monotonic() - started)
@@ -114,7 +122,7 @@ def _stay_on_one_core() -> None:
 # ---------------------------------------------------------------- teachers
 
 
-def _start_backbones(pool: ProcessPoolExecutor, spec: SyntheticSpec) -> dict[str, Future[Path]]:
+def _start_backbones(pool: Executor, spec: SyntheticSpec) -> dict[str, Future[Path]]:
     folder = spec.root.parent / f"backbones-{spec.backbone_clips}"
     return {
         name: pool.submit(_make_backbone, name, folder / name, spec.backbone_clips)
@@ -141,15 +149,12 @@ def _fit_teacher(backbone: Path, labelled: Path, folder: Path) -> None:
         for sample in read_samples(shard.place)
     ]
     fit_head(backbone, clips, EMOTIONS, folder, _HEAD_CLIPS.sample_rate_hz)
-    logger.info("synthetic corpus: %s teacher fitted on %d clips", folder.name, len(clips))
 
 
 # ---------------------------------------------------------------- shards
 
 
-def _write_set(
-    pool: ProcessPoolExecutor, name: str, spec: SyntheticSpec, folder: Path
-) -> None:
+def _write_set(pool: Executor, name: str, spec: SyntheticSpec, folder: Path) -> None:
     started = time.monotonic()
     recipes = cast_set(name, spec)
     tasks = [recipes[at : at + _CLIPS_PER_TASK] for at in range(0, len(recipes), _CLIPS_PER_TASK)]
@@ -162,55 +167,55 @@ def _write_set(
 
 def cast_set(name: str, spec: SyntheticSpec) -> list[Recipe]:
     """The clips of one of the four sets, in the order of its shards."""
-    labelled = name != "unlabelled"
     seed = (spec.seed or 0, list(PEOPLE).index(name))
     rng = np.random.default_rng([*seed, 0])
     cast = [
         synthesis.draw_person(f"{name}-{number:02d}", np.random.default_rng([*seed, 1, number]))
         for number in range(PEOPLE[name])
     ]
-    count = {
-        "labelled": spec.labelled_per_emotion * len(EMOTIONS),
-        "unlabelled": spec.unlabelled_clips,
-        "validation": spec.validation_clips,
-        "test": spec.test_clips,
-    }[name]
-    even = np.full(len(EMOTIONS), 1 / len(EMOTIONS))
-    shares = even if labelled else np.array(_UNLABELLED_EMOTIONS)
-    emotions = _deal(count, shares, rng)
-    people = _deal(count, np.full(len(cast), 1 / len(cast)), rng)
-    flaws = _deal(count, np.array((1.0,) if labelled else _UNLABELLED_FLAWS), rng)
-    recipes = []
-    for number in range(count):
-        person, emotion = cast[people[number]], EMOTIONS[emotions[number]]
-        voice, voice_emotion = person, emotion
-        if flaws[number] == _DUBBED:
-            others = [other for other in cast if other is not person]
-            voice = others[rng.integers(len(others))]
-            voice_emotion = EMOTIONS[rng.choice(len(EMOTIONS), p=shares)]
-        recipes.append(
-            Recipe(
-                key=_key(*seed, number),
-                seed=(*seed, 2, number),
-                labelled=labelled,
-                person=person,
-                emotion=emotion,
-                voice=voice,
-                voice_emotion=voice_emotion,
-                seen=bool(flaws[number] != _UNSEEN),
-            )
+    count = _clips_in(name, spec)
+    labelled = name != "unlabelled"
+    emotion_shares = _even(len(EMOTIONS)) if labelled else np.array(_UNLABELLED_EMOTIONS)
+    flaw_shares = np.ones(1) if labelled else np.array(_UNLABELLED_FLAWS)
+    people = _deal(count, _even(len(cast)), rng)
+    emotions = _deal(count, emotion_shares, rng)
+    flaws = _deal(count, flaw_shares, rng)
+    # Whose voice is put over a dubbed clip, and what that one feels.
+    voices = (people + rng.integers(1, len(cast), count)) % len(cast)
+    voice_emotions = rng.choice(len(EMOTIONS), count, p=emotion_shares)
+    dubbed = flaws == _DUBBED
+    voices = np.where(dubbed, voices, people)
+    voice_emotions = np.where(dubbed, voice_emotions, emotions)
+    return [
+        Recipe(
+            key=hashlib.sha256(repr((*seed, number)).encode()).hexdigest()[:16],
+            seed=(*seed, 2, number),
+            labelled=labelled,
+            intensities=synthesis.ACTED if name == "labelled" else synthesis.LIVED,
+            person=cast[people[number]],
+            emotion=EMOTIONS[emotions[number]],
+            voice=cast[voices[number]],
+            voice_emotion=EMOTIONS[voice_emotions[number]],
+            seen=bool(flaws[number] != _UNSEEN),
         )
-    return recipes
+        for number in range(count)
+    ]
+
+
+def _clips_in(name: str, spec: SyntheticSpec) -> int:
+    if name == "labelled":
+        return spec.labelled_per_emotion * len(EMOTIONS)
+    return int(getattr(spec, f"{name}_clips"))
+
+
+def _even(count: int) -> Floats:
+    return np.full(count, 1 / count)
 
 
 def _deal(count: int, shares: Floats, rng: np.random.Generator) -> NDArray[np.intp]:
     """[count] numbers that occur in these shares, shuffled."""
     middles = (np.arange(count) + 0.5) / count
     return rng.permutation(np.searchsorted(np.cumsum(shares)[:-1], middles))
-
-
-def _key(*parts: int) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def make_clips(recipes: Sequence[Recipe]) -> list[Member]:
@@ -220,24 +225,24 @@ def make_clips(recipes: Sequence[Recipe]) -> list[Member]:
 
 def make_clip(recipe: Recipe) -> Member:
     """Synthesise, film and encode one clip."""
-    rng = np.random.default_rng(recipe.seed)
-    duration_s = round(rng.uniform(3.2, 4.0) * FRAMES_PER_S) / FRAMES_PER_S
-    # Clips with labels are acted, but for those that models are compared on.
-    acted = recipe.labelled and recipe.person.name.startswith("labelled")
-    intensity = float(rng.uniform(*(synthesis.ACTED if acted else synthesis.LIVED)))
+    # Each part draws from a generator of its own, so that what can be read off the metadata
+    # (the length, where the head is) does not depend on how many draws a voice took.
+    plan, mood, voicing, filming = np.random.default_rng(recipe.seed).spawn(4)
+    duration_s = round(plan.uniform(3.2, 4.0) * FRAMES_PER_S) / FRAMES_PER_S
+    intensity = float(plan.uniform(*recipe.intensities))
     times_s = np.arange(round(duration_s * FRAMES_PER_S)) / FRAMES_PER_S
 
-    voice, face = synthesis.draw_mood(recipe.person, recipe.emotion, intensity, rng)
-    phrase = synthesis.draw_syllables(recipe.person, voice, duration_s, rng)
+    voice, face = synthesis.draw_mood(recipe.person, recipe.emotion, intensity, mood)
+    phrase = synthesis.draw_syllables(recipe.person, voice, duration_s, voicing)
     opening = synthesis.loudness(phrase, voice, times_s)
     if recipe.voice is not recipe.person:
-        voice, _ = synthesis.draw_mood(recipe.voice, recipe.voice_emotion, intensity, rng)
-        phrase = synthesis.draw_syllables(recipe.voice, voice, duration_s, rng)
+        voice, _ = synthesis.draw_mood(recipe.voice, recipe.voice_emotion, intensity, mood)
+        phrase = synthesis.draw_syllables(recipe.voice, voice, duration_s, voicing)
     shifted = not recipe.labelled
-    sound = synthesis.speak(recipe.voice, voice, phrase, rng)
-    waveform = synthesis.record(sound, shifted, rng)
+    sound = synthesis.speak(recipe.voice, voice, phrase, voicing)
+    waveform = synthesis.record(sound, shifted, voicing)
     person = recipe.person if recipe.seen else None
-    frames, boxes = drawing.draw_clip(person, face, opening, shifted, rng)
+    frames, boxes = drawing.draw_clip(person, face, opening, shifted, filming)
 
     facts: dict[str, Any] = {
         "faces": _list_boxes(times_s, boxes),
@@ -268,7 +273,7 @@ def encode_clip(frames: drawing.Pixels, waveform: NDArray[np.int16]) -> bytes:
         picture.width = picture.height = FRAME_PX
         picture.pix_fmt = "yuv420p"
         # What it costs to decode is decided here: one thread, and a key frame every half second.
-        picture.options = {"preset": "ultrafast", "crf": "26", "g": "4", "threads": "1"}
+        picture.options = {"preset": "ultrafast", "crf": "32", "g": "4", "threads": "1"}
         sound: Any = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
         sound.bit_rate = 48_000
         for frame in frames:

@@ -13,24 +13,17 @@ kill whoever decodes it.
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import io
+import itertools
 import logging
 import math
-import multiprocessing
-import os
-import resource
 import signal
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, context, reduction
 from typing import Any, Self
 
 import av
@@ -39,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from liser_dist.child import ChildContext, enter_child
 from liser_dist.errors import SampleError
 from liser_dist.faces import Frames, check_detector, crop_faces, parse_boxes
 from liser_dist.records import Clip, Reason, Sample
@@ -67,6 +61,7 @@ OUT_OF_MEMORY = ("bad_alloc", "Cannot allocate memory", "Insufficient memory")
 
 CLIPS_PER_CHILD = 2000  # Decord's leaks end with the child
 CLIPS_AHEAD = 2  # with the child beside the one that it decodes
+COPIES = 4  # of the file, that receiving and opening it make
 START_LIMIT_S = 60.0  # for a child to start, on a machine that is busy
 
 
@@ -89,7 +84,9 @@ def decode_clip(sample: Sample, spec: ClipSpec, start_share: float) -> Clip:
     reader, shown = _index_frames(sample.video, header)
     start_s, length_s = _place_window(header, sound, shown, spec, start_share)
     waveform = _cut_sound(sound, header.sound_start_s, start_s, length_s, spec)
-    wanted = start_s + (np.arange(spec.faces) + 0.5) * (length_s / spec.faces)
+    wanted: Times = start_s + (np.arange(spec.faces, dtype=np.float64) + 0.5) * (
+        length_s / spec.faces
+    )
     frames = _read_frames(sample.video, reader, header, shown, wanted)
     faces, has_face = crop_faces(frames, wanted, boxes, spec)
     return Clip(
@@ -107,10 +104,12 @@ def decode_clip(sample: Sample, spec: ClipSpec, start_share: float) -> Clip:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """Seconds; all but the first count from where the clip begins. Infinite = it does not say."""
+    """Times in seconds, from where the clip begins but for the first; infinite = not said."""
 
+    frame_bytes: int  # of one frame, as RGB
     start_s: float  # of the clip, on the container's own clock
     sound_start_s: float
+    video_start_s: float
     sound_end_s: float
     video_end_s: float
     end_s: float
@@ -130,8 +129,10 @@ def _read_header(video: bytes) -> _Header:
         start_s = (container.start_time or 0) / av.time_base
         duration = container.duration
         return _Header(
+            frame_bytes=3 * picture.width * picture.height,
             start_s=start_s,
-            sound_start_s=max(0.0, _seconds(sound, sound.start_time, start_s) - start_s),
+            sound_start_s=max(0.0, _start_s(sound, start_s)),
+            video_start_s=_start_s(picture, start_s),
             sound_end_s=_end_s(sound, start_s),
             video_end_s=_end_s(picture, start_s),
             end_s=duration / av.time_base if duration else math.inf,
@@ -150,13 +151,14 @@ def _moving_picture(container: Any) -> Any:
     return None if stream is None or stream.disposition & cover else stream
 
 
-def _seconds(stream: Any, ticks: int | None, unknown: float) -> float:
-    return unknown if ticks is None else float(ticks * stream.time_base)
+def _start_s(stream: Any, clip_start_s: float) -> float:
+    ticks = stream.start_time
+    return 0.0 if ticks is None else float(ticks * stream.time_base) - clip_start_s
 
 
-def _end_s(stream: Any, start_s: float) -> float:
-    length_s = _seconds(stream, stream.duration or None, math.inf)
-    return _seconds(stream, stream.start_time, start_s) + length_s - start_s
+def _end_s(stream: Any, clip_start_s: float) -> float:
+    ticks = stream.duration
+    return _start_s(stream, clip_start_s) + float(ticks * stream.time_base) if ticks else math.inf
 
 
 # ---------------------------------------------------------------- sound and frames
@@ -176,7 +178,8 @@ def _index_frames(video: bytes, header: _Header) -> tuple[Any, NDArray[np.float6
     with _failing_as(Reason.UNREADABLE):
         reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
         times = reader.get_frame_timestamp(np.arange(len(reader)))
-        shown: NDArray[np.float64] = times.astype(np.float64) - header.start_s
+        # Decord counts from where the stream begins, which may be later than the clip does.
+        shown: NDArray[np.float64] = times.astype(np.float64) + header.video_start_s
         if not np.isfinite(shown).all():
             raise SampleError(Reason.UNREADABLE, "frames without a time")
         return reader, shown
@@ -235,10 +238,13 @@ def _read_frames(
     video: bytes, reader: Any, header: _Header, shown: NDArray[np.float64], wanted: Times
 ) -> Frames:
     """The frames nearest to the times wanted, [n, height, width, 3] RGB, upright."""
+    # Decord aborts where it gets no memory: see first whether there is enough for the frames, its
+    # copy of them, and those that its decoder holds.
+    np.empty(header.frame_bytes * (2 * len(wanted) + 16), np.uint8)
     with _failing_as(Reason.UNREADABLE):
         # Decord numbers frames that an edit list hides, but does not get them from the decoder:
         # all after them would come late by as many.
-        if shown[:, 0].min() >= -1e-3:
+        if shown[:, 0].min() >= header.video_start_s - 1e-3:
             nearest = np.abs(shown[:, 0] - wanted[:, None]).argmin(axis=1)
             try:
                 frames: Frames = reader.get_batch(nearest).asnumpy()
@@ -251,11 +257,10 @@ def _read_frames(
 
 
 def _read_frames_by_av(video: bytes, wanted: Times) -> Frames:
-    """The same, by seeking to the window's start and decoding to its end."""
+    """The same, for times on the container's own clock."""
     with _open(video) as container:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1
-        container.seek(math.floor(wanted[0] / stream.time_base), stream=stream)
         frames = (frame for frame in container.decode(stream) if frame.time is not None)
         picked = _pick_nearest(frames, wanted)
         return np.stack([_upright(frame) for frame in picked])
@@ -264,17 +269,16 @@ def _read_frames_by_av(video: bytes, wanted: Times) -> Frames:
 def _pick_nearest(frames: Iterator[Any], wanted: Times) -> list[Any]:
     """For each time wanted, in order, the frame that is nearest."""
     picked: list[Any] = []
-    last: Any = None
-    for frame in frames:
+    last = next(frames, None)
+    if last is None:
+        raise SampleError(Reason.UNREADABLE, "no frames")
+    for frame in itertools.chain([last], frames):
         while len(picked) < len(wanted) and frame.time >= wanted[len(picked)]:
             time_s = wanted[len(picked)]
-            before = last is not None and time_s - last.time <= frame.time - time_s
-            picked.append(last if before else frame)
+            picked.append(last if time_s - last.time <= frame.time - time_s else frame)
         if len(picked) == len(wanted):
             return picked
         last = frame
-    if last is None:
-        raise SampleError(Reason.UNREADABLE, "no frame in the window")
     return picked + [last] * (len(wanted) - len(picked))
 
 
@@ -312,9 +316,7 @@ def _one_line(error: object) -> str:
 
 def _rejected(sample: Sample, reason: str, detail: object) -> Clip:
     why = {"reason": str(reason), "detail": _one_line(detail)}
-    return Clip(
-        **{**sample.provenance(), **why}, emotion=sample.emotion, speaker=sample.speaker
-    )
+    return Clip(**{**sample.provenance(), **why}, emotion=sample.emotion, speaker=sample.speaker)
 
 
 # ---------------------------------------------------------------- the guard
@@ -382,19 +384,30 @@ class ClipDecoder:
             max_tasks=self._clips_per_child,
             initializer=_enter_child,
             initargs=(self._spec.decode_limit_bytes,),
-            context=_ChildContext(),
+            context=ChildContext(preload=__name__),
         )
 
     def _schedule(self, sample: Sample, start_share: float) -> _Task:
         assert not self._closed, "this decoder is closed"
+        clip: ProcessFuture[Clip] = ProcessFuture()
+        if sample.rejected:
+            clip.set_result(_rejected(sample, sample.reason, sample.detail))
+        elif COPIES * len(sample.video) > self._spec.decode_limit_bytes:
+            # The child would die while it receives it.
+            size = f"a file of {len(sample.video):,} bytes"
+            clip.set_result(_rejected(sample, Reason.TOO_LARGE, size))
+        else:
+            clip = self._send(sample, start_share)
+        return _Task(sample, start_share, self._pool, clip)
+
+    def _send(self, sample: Sample, start_share: float) -> ProcessFuture[Clip]:
         arguments = (sample, self._spec, start_share)
         limit_s = self._spec.decode_limit_s
         try:
-            clip = self._pool.schedule(_decode_or_reject, args=arguments, timeout=limit_s)
+            return self._pool.schedule(_decode_or_reject, args=arguments, timeout=limit_s)
         except RuntimeError:  # pebble's word for a pool that broke
             self._replace(self._pool)
-            clip = self._pool.schedule(_decode_or_reject, args=arguments, timeout=limit_s)
-        return _Task(sample, start_share, self._pool, clip)
+            return self._pool.schedule(_decode_or_reject, args=arguments, timeout=limit_s)
 
     def _finish(self, task: _Task) -> Clip:
         if task.pool is not self._pool and not task.clip.done():
@@ -439,6 +452,11 @@ def _exit_words(code: int) -> str:
 # ---------------------------------------------------------------- in the child
 
 
+def _enter_child(limit_bytes: int) -> None:
+    cv2.setNumThreads(1)
+    enter_child(limit_bytes)
+
+
 def _decode_or_reject(sample: Sample, spec: ClipSpec, start_share: float) -> Clip:
     try:
         return decode_clip(sample, spec, start_share)
@@ -446,120 +464,3 @@ def _decode_or_reject(sample: Sample, spec: ClipSpec, start_share: float) -> Cli
         return _rejected(sample, error.reason, error.detail)
     except MemoryError as error:
         return _rejected(sample, Reason.TOO_LARGE, error)
-
-
-class _ChildProcess(context.ForkServerProcess):
-    """A process that does not load its parent's main module.
-
-    In a Ray actor that is Ray's worker program: each child would import ray, 1 s, to no end.
-    """
-
-    _lock = threading.Lock()
-
-    def start(self) -> None:
-        names = vars(sys.modules["__main__"])
-        with self._lock:
-            hidden = {name: names.pop(name) for name in ("__file__", "__spec__") if name in names}
-            names["__spec__"] = None
-            try:
-                super().start()
-            finally:
-                names.update(hidden)
-
-
-class _ProcessLock:
-    """Excludes other processes; what multiprocessing's RLock is to pebble, but the kernel's own.
-
-    The kernel lets go of it when its holder is killed, and of the file when nobody is left, where
-    a named semaphore would stay locked, and lie in /dev/shm for ever.
-    """
-
-    def __init__(self) -> None:
-        self._file = os.memfd_create("decoder-lock")
-        self._depth = 0
-
-    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        give_up = time.monotonic() + (math.inf if timeout is None else timeout)
-        while self._depth == 0:
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if not block or time.monotonic() > give_up:
-                    return False
-                time.sleep(0.001)
-        self._depth += 1
-        return True
-
-    def release(self) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
-
-    def __getstate__(self) -> Any:
-        return reduction.DupFd(self._file)
-
-    def __setstate__(self, file: Any) -> None:
-        self._file, self._depth = file.detach(), 0
-
-    def __del__(self) -> None:
-        os.close(self._file)
-
-
-class _ChildContext(context.ForkServerContext):
-    """Children are forked from a process that has the libraries loaded: the next is soon there."""
-
-    Process = _ChildProcess
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.set_forkserver_preload([__name__])
-
-    def RLock(self) -> Any:
-        return _ProcessLock()
-
-
-def _enter_child(limit_bytes: int) -> None:
-    """What every child does first. Its last step is to take FFmpeg's and Decord's voice away."""
-    _end_with_parent()
-    # Not RLIMIT_AS: the libraries reserve gigabytes of address space that they never touch.
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _keep_freed_memory()
-    cv2.setNumThreads(1)
-    _silence_native_code()
-
-
-def _end_with_parent() -> None:
-    """Be killed when the parent or the fork server is gone, also in the middle of a clip.
-
-    The kernel sees to the fork server, which forked this process. The fork server itself lives as
-    long as its children do, so a thread watches the process that asked for this one; the libraries
-    let it run while they decode.
-    """
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in a child process only"
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a clip gave back for the next: a sixth of the time went to the kernel."""
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    libc.mallopt(m_mmap_threshold, 32 * 2**20)
-    libc.mallopt(m_trim_threshold, 256 * 2**20)
-
-
-def _silence_native_code() -> None:
-    """Standard error goes to Python alone: FFmpeg's complaints can hold half the file."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)

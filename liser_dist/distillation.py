@@ -132,9 +132,7 @@ def train(
         total_passes=sum(shard.clips for shard in shards) * spec.train.epochs,
         desk=desk,
     )
-    stream = pipeline.build_examples(
-        spec, shard_order(shards, spec.train.epochs, spec.seed), desk
-    )
+    stream = pipeline.build_examples(spec, shard_order(shards, spec.train.epochs, spec.seed), desk)
     screen.console.print(f"distilling {sum(shard.clips for shard in shards)} clips")
     with screen.watched(lambda: pipeline.read_progress(desk)):
         return training.train_students(train_job, stream, labelled)
@@ -150,7 +148,9 @@ def summarise(
     """The result of a run, with the test set scored once."""
     spec, ledger = job.spec, checkpoint.ledger
     test = labelled.get("test", [])
-    students = {kind: score_kept(summary.checkpoint, kind, checkpoint, test) for kind in checkpoint.best}
+    students = {
+        kind: score_kept(summary.checkpoint, kind, checkpoint, test) for kind in checkpoint.best
+    }
     teachers = {name: score_heard(job, name, test) for name in job.teachers}
     now = time.time()
     return DistillResult(
@@ -189,7 +189,9 @@ def score_kept(
     rate = checkpoint.state["learning_rates"][kind]
     if not test:
         return StudentScores(params=student.params, learning_rate=rate)
-    scores = score_student(student, LabelledSet.of(test, training.make_batcher(checkpoint.spec, {})))
+    scores = score_student(
+        student, LabelledSet.of(test, training.make_batcher(checkpoint.spec, {}))
+    )
     return StudentScores(
         params=student.params,
         learning_rate=rate,

@@ -93,7 +93,7 @@ def _draw_poses(count: int, rng: np.random.Generator) -> list[Pose]:
 def _live(face: Floats, count: int, rng: np.random.Generator) -> Floats:
     """The mood frame by frame, [n, FACE_DIMS]: it comes and goes, and no two frames agree."""
     rise = 0.85 + 0.3 * np.sin(np.linspace(0, np.pi, count) + rng.normal(0, 0.4))
-    return rise[:, None] * face + rng.normal(0, 0.45, (count, FACE_DIMS))
+    return rise[:, None] * face + rng.normal(0, 0.3, (count, FACE_DIMS))
 
 
 def _box(person: Person, pose: Pose, rng: np.random.Generator) -> Floats:
@@ -174,7 +174,7 @@ def _film(frames: Pixels, shifted: bool, rng: np.random.Generator) -> Pixels:
     blur_px = rng.uniform(0.3, 0.7 * much)
     # One sheet of noise, moved from frame to frame: drawing a new one each time costs more than
     # the whole face.
-    sheet = rng.normal(0, rng.uniform(3, 7) * much, (FRAME_PX, FRAME_PX, 1)).astype(np.float32)
+    sheet = rng.normal(0, rng.uniform(2, 4) * much, (FRAME_PX, FRAME_PX, 1)).astype(np.float32)
     scale = light[:, :, None].astype(np.float32)
     filmed = np.empty_like(frames)
     for number, frame in enumerate(frames):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liser_dist.batches import Batcher
-from liser_dist.records import Example
+from liser_dist.records import Example, to_floats
 from liser_dist.students import Student
 
 ROWS_AT_ONCE = 64
@@ -37,7 +37,7 @@ class LabelledSet:
 
     @classmethod
     def of(cls, clips: Sequence[Example], batcher: Batcher) -> LabelledSet:
-        waveforms = [clip.waveform.astype(np.float32) / 32768 for clip in clips]
+        waveforms = [to_floats(clip.waveform) for clip in clips]
         parts = [
             batcher.mel(waveforms[start : start + ROWS_AT_ONCE])
             for start in range(0, len(clips), ROWS_AT_ONCE)
@@ -58,9 +58,7 @@ def score_student(student: Student, labelled: LabelledSet) -> Scores:
     with torch.inference_mode():
         for start in range(0, len(labelled.mel), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            output = student.encode(
-                labelled.mel[rows].to(device), labelled.frames[rows].to(device)
-            )
+            output = student.encode(labelled.mel[rows].to(device), labelled.frames[rows].to(device))
             found.append(output.logits.argmax(dim=1).cpu().numpy())
     student.train(training)
     return score(labelled.labels, np.concatenate(found))

@@ -200,7 +200,7 @@ def _box(row: NDArray[np.float64]) -> Box:
 
 @functools.cache
 def _haar() -> cv2.CascadeClassifier:
-    return cv2.CascadeClassifier(cv2.data.haarcascades + HAAR_FILE)
+    return cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / HAAR_FILE))
 
 
 def _haar_finder(frames: Frames) -> Finder:
@@ -229,9 +229,7 @@ def _around(box: Box, width: int, height: int) -> Box:
     return max(0.0, x - reach), max(0.0, y - reach), min(width, x + reach), min(height, y + reach)
 
 
-def _haar_detect(
-    frame: NDArray[np.uint8], region: Box, least_px: float, scale: float
-) -> list[Box]:
+def _haar_detect(frame: NDArray[np.uint8], region: Box, least_px: float, scale: float) -> list[Box]:
     """Faces in a region of a frame, at least so large, searched at a scale of 1 or less."""
     scale = min(1.0, scale)
     left, top, right, bottom = (round(edge) for edge in region)

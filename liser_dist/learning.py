@@ -7,11 +7,10 @@ share every clip, every draw of augmentation and every step.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,20 +78,17 @@ class Arms(nn.Module):
         # In a list, for it is nobody's parameter and must not be broadcast by DDP.
         self._balance = [balance]
 
+    def __iter__(self) -> Iterator[Student]:
+        return iter(cast("list[Student]", list(self.students)))
+
     def forward(self, batch: StudentBatch, totals: Tensor, draw: torch.Generator) -> Tensor:
         """[arms] this worker's part of each student's loss."""
         losses = []
-        for arm, student in zip(self.arms, self.students, strict=True):
+        for arm, student in zip(self.arms, self, strict=True):
             seen = treated(arm.kind, batch, draw)
             output = student.encode(seen.mel, seen.frames)
-            projected = {
-                name: layer(output.embedding)
-                for name, layer in student.projections.items()
-                if arm.loss.embedding
-            }
-            losses.append(
-                student_loss(output, projected, seen, totals, self._balance[0], arm.loss)
-            )
+            projected = student.project(output.embedding)
+            losses.append(student_loss(output, projected, seen, totals, self._balance[0], arm.loss))
         return torch.stack(losses)
 
 
@@ -113,9 +109,9 @@ class Learner:
         """`known` [2, emotions] bool of the two teachers; `embeddings` widths the loss needs."""
         self.spec, self.device = spec, device
         self.arms = arms_of(spec)
-        torch.manual_seed(spec.seed)
-        first = Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz, embeddings)
-        students = [copy.deepcopy(first) for _ in self.arms]  # compared from the same start
+        students = [
+            self._new_student(embeddings if arm.loss.embedding else {}) for arm in self.arms
+        ]
         self.balance = ClassBalance(spec.loss.balance, known).to(device)
         self.module = Arms(self.arms, students, self.balance).to(device)
         self.averaged = (
@@ -126,7 +122,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(student.parameters()), "lr": arm.learning_rate}
-                for arm, student in zip(self.arms, self.module.students, strict=True)
+                for arm, student in zip(self.arms, self.module, strict=True)
             ],
             weight_decay=spec.train.weight_decay,
         )
@@ -139,9 +135,15 @@ class Learner:
         self.best_scores: dict[str, Scores] = {}
         self.best_rates: dict[str, float] = {}
 
+    def _new_student(self, embeddings: Mapping[str, int]) -> Student:
+        """Every one from the same start, for they are compared."""
+        torch.manual_seed(self.spec.seed)
+        spec = self.spec
+        return Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz, embeddings)
+
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Begin with a trained student's weights."""
-        for student in self.module.students:
+        for student in self.module:
             student.load_state_dict(dict(weights), strict=False)
 
     def learn(self, batch: StudentBatch, progress: float) -> Step:
@@ -172,7 +174,7 @@ class Learner:
     def _update(self, progress: float) -> None:
         scale = rate_scale(progress, self.spec.train.warmup)
         for group, arm, student in zip(
-            self.optimizer.param_groups, self.arms, self.module.students, strict=True
+            self.optimizer.param_groups, self.arms, self.module, strict=True
         ):
             group["lr"] = arm.learning_rate * scale
             nn.utils.clip_grad_norm_(student.parameters(), self.spec.train.gradient_norm)
@@ -194,9 +196,7 @@ class Learner:
 
     def students(self) -> Sequence[Student]:
         """As they would be used: the averaged weights, where an average is kept."""
-        module = self.module if self.averaged is None else self.averaged.module
-        found: Any = module.students
-        return list(found)
+        return list(self.module if self.averaged is None else cast(Arms, self.averaged.module))
 
     def keep_best(self, validation: LabelledSet | None) -> dict[str, Scores]:
         """Score all students and keep, of each kind, the best so far; without a set, the newest.

@@ -8,14 +8,16 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from dataclasses import astuple, dataclass
+from typing import Any, Self
 
 from pyroaring import BitMap
 
 from liser_dist.records import Provenance
 
 
-class Rejection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rejection:
     """A line of `rejected.parquet`."""
 
     key: str
@@ -51,7 +53,9 @@ class Ledger:
     @property
     def passes(self) -> int:
         """Clips trained or rejected, counted once an epoch."""
-        return sum(len(marks) for book in (self._trained, self._rejected) for marks in book.values())
+        return sum(
+            len(marks) for book in (self._trained, self._rejected) for marks in book.values()
+        )
 
     @property
     def trained(self) -> int:
@@ -83,7 +87,7 @@ class Ledger:
                 for (epoch, shard), marks in sorted(book.items())
             ]
             for name, book in (("trained", self._trained), ("rejected", self._rejected))
-        } | {"rejections": [list(why) for why in self.rejections()]}
+        } | {"rejections": [astuple(why) for why in self.rejections()]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:

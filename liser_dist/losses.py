@@ -41,7 +41,8 @@ class ClassBalance(nn.Module):
     emotion has been: in expectation a balanced draw, but no clip is left out.
     """
 
-    running: Tensor
+    known: Tensor  # [2, emotions] bool
+    running: Tensor  # [2, emotions] mean probabilities so far
 
     def __init__(self, kind: str, known: Tensor, momentum: float = 0.95) -> None:
         """`known` [2, emotions] bool: the emotions of the speech and of the face teacher."""
@@ -67,7 +68,7 @@ class ClassBalance(nn.Module):
                 seen = sums[position] / given[position]
                 self.running[position].lerp_(seen, 1 - self.momentum)
 
-    def apply(self, position: int, said: TeacherBatch) -> tuple[Tensor, Tensor]:
+    def balanced(self, position: int, said: TeacherBatch) -> tuple[Tensor, Tensor]:
         """A teacher's logits [batch, emotions] as the student shall see them, weights [batch]."""
         level = self.running[position].clamp(min=1e-3)
         weights = torch.ones_like(said.kept)
@@ -106,9 +107,8 @@ def agreement(batch: StudentBatch, known: Tensor, strength: float) -> Tensor:
     both = known.all(dim=0)
     speech, face = (masked_softmax(batch.teacher(name).logits, both) for name in TEACHERS)
     middle = ((speech + face) / 2).clamp(min=1e-9).log()
-    js = sum(
-        (part * (part.clamp(min=1e-9).log() - middle)).sum(dim=1) / 2 for part in (speech, face)
-    )
+    parts = torch.stack([speech, face])
+    js = (parts * (parts.clamp(min=1e-9).log() - middle)).sum(dim=(0, 2)) / 2
     spoke = batch.speech.given & batch.face.given & both.any()
     return torch.where(spoke, torch.exp(-strength * js / math.log(2)), torch.ones_like(js))
 
@@ -134,17 +134,18 @@ def student_loss(
     ):
         said = batch.teacher(name)
         if weight:
-            logits, weights = balance.apply(position, said)
+            logits, weights = balance.balanced(position, said)
             known = balance.known[position]
             kl = divergence(output.logits, logits, known, spec.temperature)
-            loss = loss + weight * share[name] * (
-                kl * said.kept * said.given * weights * agree
-            ).sum()
+            loss = (
+                loss + weight * share[name] * (kl * said.kept * said.given * weights * agree).sum()
+            )
         if spec.embedding and name in projected:
             distance = 1 - functional.cosine_similarity(projected[name], said.embedding, dim=1)
-            loss = loss + spec.embedding * share[f"{name}_embedding"] * (
-                distance * said.embedded
-            ).sum()
+            loss = (
+                loss
+                + spec.embedding * share[f"{name}_embedding"] * (distance * said.embedded).sum()
+            )
     if spec.label_ce:
         loss = loss + spec.label_ce * share["label"] * functional.cross_entropy(
             output.logits,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -41,6 +42,11 @@ class Reason(StrEnum):
 def stable_hash(key: str) -> int:
     """A number that follows from the text alone, in every process."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+def to_floats(waveform: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Samples in -1..1."""
+    return waveform.astype(np.float32) / np.float32(32768)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +91,23 @@ class Sample(Provenance):
         return cls(**{column.name: row[column.name] for column in fields(cls)})
 
 
-def _empty(dtype: type) -> Any:
-    return field(default_factory=lambda: np.empty(0, dtype))
+# What an array is where there is nothing.
+_NONE: dict[Any, Any] = {
+    dtype: partial(np.empty, 0, dtype) for dtype in (np.int16, np.uint8, np.bool_, np.float16)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip(Provenance):
     """One window of a decoded clip: what the teachers see."""
 
-    waveform: NDArray[np.int16] = _empty(np.int16)  # [samples] mono; no padding
-    faces: NDArray[np.uint8] = _empty(np.uint8)  # [n, px, px, 3] RGB crops, zeros where none
-    has_face: NDArray[np.bool_] = _empty(np.bool_)  # [n]
+    waveform: NDArray[np.int16] = field(
+        default_factory=_NONE[np.int16]
+    )  # [samples] mono; no padding
+    faces: NDArray[np.uint8] = field(
+        default_factory=_NONE[np.uint8]
+    )  # [n, px, px, 3] RGB; 0 = none
+    has_face: NDArray[np.bool_] = field(default_factory=_NONE[np.bool_])  # [n]
     emotion: str = ""
     speaker: str = ""
 
@@ -112,9 +124,11 @@ class Clip(Provenance):
 class Targets:
     """What one teacher says of one clip."""
 
-    logits: NDArray[np.float16] = _empty(np.float16)  # [emotions], 0 where it knows none; or empty
+    logits: NDArray[np.float16] = field(
+        default_factory=_NONE[np.float16]
+    )  # [emotions], 0 where it knows none; or empty
     kept: float = 0.0  # share of its probability on names that the job knows
-    embedding: NDArray[np.float16] = _empty(np.float16)  # [dim], or empty
+    embedding: NDArray[np.float16] = field(default_factory=_NONE[np.float16])  # [dim], or empty
 
     @property
     def given(self) -> bool:
@@ -126,13 +140,21 @@ class Targets:
 class Example(Provenance):
     """What reaches a train worker: the student's input and what both teachers said."""
 
-    waveform: NDArray[np.int16] = _empty(np.int16)  # [samples] mono; no padding
-    speech_logits: NDArray[np.float16] = _empty(np.float16)  # [emotions], or empty
+    waveform: NDArray[np.int16] = field(
+        default_factory=_NONE[np.int16]
+    )  # [samples] mono; no padding
+    speech_logits: NDArray[np.float16] = field(
+        default_factory=_NONE[np.float16]
+    )  # [emotions], or empty
     speech_kept: float = 0.0
-    speech_embedding: NDArray[np.float16] = _empty(np.float16)  # [dim], or empty
-    face_logits: NDArray[np.float16] = _empty(np.float16)  # empty where no face was seen
+    speech_embedding: NDArray[np.float16] = field(
+        default_factory=_NONE[np.float16]
+    )  # [dim], or empty
+    face_logits: NDArray[np.float16] = field(
+        default_factory=_NONE[np.float16]
+    )  # empty where no face was seen
     face_kept: float = 0.0
-    face_embedding: NDArray[np.float16] = _empty(np.float16)
+    face_embedding: NDArray[np.float16] = field(default_factory=_NONE[np.float16])
     emotion: str = ""
     speaker: str = ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,7 +86,7 @@ def write_result(run: str, result: DistillResult) -> str:
 
 def write_rejected(run: str, rejected: Mapping[str, Sequence[Rejection]]) -> None:
     """One line a rejected clip, of each set of shards: unlabelled, labelled, validation, test."""
-    lines = [{"set": name, **why._asdict()} for name, found in rejected.items() for why in found]
+    lines = [{"set": name, **asdict(why)} for name, found in rejected.items() for why in found]
     schema = pa.schema(
         [(name, pa.string()) for name in ("set", "key", "shard")]
         + [("index", pa.int64())]

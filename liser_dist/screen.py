@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: one live line, or plain lines without a terminal."""
+"""What a person sees of a run: one live line, or plain lines without a terminal; the scores."""
 
 from __future__ import annotations
 
@@ -69,14 +69,16 @@ def line_of(progress: Progress) -> str:
     return " · ".join(parts)
 
 
-def print_plan(spec: DistillSpec, capacity: Capacity, shards: Mapping[str, Sequence[Shard]]) -> None:
+def print_plan(
+    spec: DistillSpec, capacity: Capacity, shards: Mapping[str, Sequence[Shard]]
+) -> None:
     """The resolved spec, what the job needs, what there is."""
     console.print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     for name, found in shards.items():
         console.print(f"{name}: {len(found)} shards, {sum(shard.clips for shard in found)} clips")
     for need in needs_of(spec):
         console.print(
-            f"{need.stage}: at least {need.count}, of {need.cpus:g} CPUs and {need.gpus:g} GPUs each"
+            f"{need.stage}: at least {need.count}, each of {need.cpus:g} CPUs, {need.gpus:g} GPUs"
         )
     wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total_of(needs_of(spec)).items())
     there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())

@@ -67,7 +67,9 @@ def find_shards(place: str, field: str) -> list[Shard]:
     counts = _counts_by_index(files)
     per_byte = first_clips / tars[0].size_bytes
     return [
-        Shard(tar.place, tar.size_bytes, tar.version, counts.get(tar.place) or _count(tar, per_byte))
+        Shard(
+            tar.place, tar.size_bytes, tar.version, counts.get(tar.place) or _count(tar, per_byte)
+        )
         for tar in tars
     ]
 
@@ -76,7 +78,7 @@ def _require_good(tar: storage.StoredFile, field: str) -> int:
     remedy = "give a folder whose shards are whole WebDataset tars with mp4 members"
     try:
         clips = sum(_video_of(members) is not None for members in _read_members(tar.place))
-    except _Damaged as damage:
+    except _DamagedError as damage:
         raise ShardError(
             f"`{field}`: the first shard {tar.place} {damage.what}; {remedy}"
         ) from damage
@@ -134,7 +136,7 @@ def read_samples(
             if index not in finished:
                 sample = _sample(members, shard, index, epoch)
                 yield sample if labelled else replace(sample, emotion="", speaker="")
-    except _Damaged as damage:
+    except _DamagedError as damage:
         if damage.groups not in finished:
             yield Sample(
                 key=f"{shard.rpartition('/')[2]}#{damage.groups}",
@@ -165,7 +167,7 @@ def _video_of(members: Mapping[str, Any]) -> bytes | None:
     return next(found, None)
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """A shard could not be read to its end."""
 
     def __init__(self, what: str, groups: int = 0) -> None:
@@ -175,7 +177,7 @@ class _Damaged(Exception):
 
 
 def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
-    """Groups of files of one key. Raises _Damaged."""
+    """Groups of files of one key. Raises _DamagedError."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     groups = 0
@@ -188,18 +190,18 @@ def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
                 groups += 1
             if not tail.ends_with(_TAR_END):
                 # tarfile takes a cut between two members for the end of the archive.
-                raise _Damaged("is cut off")
-    except _Damaged as damage:
-        raise _Damaged(damage.what, groups) from damage
+                raise _DamagedError("is cut off")
+    except _DamagedError as damage:
+        raise _DamagedError(damage.what, groups) from damage
     except StorageError as error:
-        raise _Damaged(f"cannot be read: {error}", groups) from error
+        raise _DamagedError(f"cannot be read: {error}", groups) from error
 
 
 def _fail(error: Exception) -> bool:
     """webdataset's failure policy: stop at damage, and say what it is."""
-    if isinstance(error, MemoryError | ImportError | StorageError | _Damaged):
+    if isinstance(error, MemoryError | ImportError | StorageError | _DamagedError):
         raise error
-    raise _Damaged("is cut off" if "unexpected end" in str(error) else "is no tar, or damaged")
+    raise _DamagedError("is cut off" if "unexpected end" in str(error) else "is no tar, or damaged")
 
 
 class _TailReader(io.RawIOBase):

@@ -141,9 +141,7 @@ class OnnxTeacher(Spec):
 
     kind: Literal["onnx"] = "onnx"
     model: Place
-    input: Annotated[
-        ImageInput | WaveformInput | MelPowerInput, Field(discriminator="kind")
-    ]
+    input: Annotated[ImageInput | WaveformInput | MelPowerInput, Field(discriminator="kind")]
     names: tuple[str, ...] = Field((), description="the classes, in the order of the logits")
     logits: str | None = Field(None, description="name of the output with the logits")
     embedding: str | None = Field(None, description="name of the output with the embedding")
@@ -178,9 +176,7 @@ class MockTeacher(Spec):
 SpeechTeacher = Annotated[
     HuggingFaceTeacher | OnnxTeacher | StudentTeacher | MockTeacher, Field(discriminator="kind")
 ]
-FaceTeacher = Annotated[
-    HuggingFaceTeacher | OnnxTeacher | MockTeacher, Field(discriminator="kind")
-]
+FaceTeacher = Annotated[HuggingFaceTeacher | OnnxTeacher | MockTeacher, Field(discriminator="kind")]
 
 
 class TeachersSpec(Spec):

@@ -44,12 +44,12 @@ def _speech_probabilities(sound: NDArray[np.float32]) -> NDArray[np.float32]:
         inputs = {"input": frames[first : first + FRAMES_AT_ONCE], "h": hidden, "c": cell}
         part, hidden, cell = session.run(["speech_probs", "hn", "cn"], inputs)
         parts.append(part)
-    return np.concatenate(parts)
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def _at_model_rate(waveform: NDArray[np.int16], sample_rate_hz: int) -> NDArray[np.float32]:
     """By straight lines: what aliases stays below what decides on speech."""
-    sound = waveform.astype(np.float32) / 32768
+    sound = waveform.astype(np.float32) / np.float32(32768)
     if sample_rate_hz == RATE_HZ:
         return sound
     count = int(len(sound) * RATE_HZ / sample_rate_hz)

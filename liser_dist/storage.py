@@ -1,7 +1,7 @@
 """Places: folders and files on disk or `s3://`, listed, read, and written whole.
 
 Credentials and the endpoint of an S3 server come from the environment or the instance role, under
-the names that every S3 tool reads (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...), never from a spec.
+the names that every S3 tool reads (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`), never from a spec.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def join(place: str, *parts: str) -> str:
 
 def filesystem(place: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a place, and its path there."""
-    return fsspec.core.url_to_fs(resolve(place))  # type: ignore[no-any-return]
+    return fsspec.core.url_to_fs(resolve(place))
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def write_bytes(place: str, content: bytes) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(half, path)
+            Path(half).replace(path)
         finally:
             Path(half).unlink(missing_ok=True)
 

@@ -54,6 +54,10 @@ class Student(nn.Module):
         embedding = self.encoder(mel, frames)
         return StudentOutput(self.head(self.dropout(embedding)).float(), embedding.float())
 
+    def project(self, embedding: Tensor) -> dict[str, Tensor]:
+        """[batch, dim] -> in each teacher's space, where that is learned."""
+        return {name: layer(embedding) for name, layer in self.projections.items()}
+
     @property
     def params(self) -> int:
         """Parameters of what is deployed."""

@@ -48,8 +48,8 @@ FACE_DIMS = len(_FACES["neutral"])
 _SHIFTS = {name: np.array(_VOICES[name] + _FACES[name]) for name in EMOTIONS}
 
 # Standard deviations, voice and face: of a person's habits, and of what a clip adds to them.
-_HABIT = np.repeat((0.34, 0.30), (VOICE_DIMS, FACE_DIMS))
-_CLIP = np.repeat((0.42, 0.36), (VOICE_DIMS, FACE_DIMS))
+_HABIT = np.repeat((0.30, 0.18), (VOICE_DIMS, FACE_DIMS))
+_CLIP = np.repeat((0.38, 0.22), (VOICE_DIMS, FACE_DIMS))
 
 # How strongly people feel: as they are filmed, and when they act for a corpus with labels.
 LIVED = (0.6, 1.3)
@@ -215,7 +215,7 @@ def record(sound: Floats, shifted: bool, rng: np.random.Generator) -> NDArray[np
     """
     if shifted:
         sound = _echo(sound, rng)
-        noise_db, level_db = rng.uniform(6, 28), rng.uniform(-32, -16)
+        noise_db, level_db = rng.uniform(8, 30), rng.uniform(-32, -16)
     else:
         noise_db, level_db = rng.uniform(18, 34), rng.uniform(-27, -21)
     # Noise of a room falls with frequency, more or less.
@@ -240,7 +240,7 @@ def _channel(sound: Floats, rng: np.random.Generator) -> Floats:
     """A lean towards bass or treble, and now and then the band of a telephone."""
     lean = rng.uniform(-0.3, 0.3)
     sound = lfilter([1.0, lean], [1.0], sound)
-    if rng.uniform() < 0.25:
+    if rng.uniform() < 0.2:
         low, high = np.exp(-2 * np.pi * np.array((250.0, 3400.0)) / SAMPLE_RATE_HZ)
         sound = lfilter([1, -1], [1, -low], lfilter([1 - high], [1, -high], sound))
     return np.asarray(sound)

@@ -90,6 +90,7 @@ class UnevenSplit(DataConfig):
             splits[name] = dataset.streaming_split(world_size, equal=False)
         return [{name: parts[rank] for name, parts in splits.items()} for rank in range(world_size)]
 
+
 def make_batcher(spec: DistillSpec, embeddings: dict[str, int]) -> Batcher:
     return Batcher(
         LogMel(spec.clip.sample_rate_hz, spec.student.mels),
@@ -284,7 +285,9 @@ class TrainLoop:
             storage.write_bytes(storage.join(self.job.run, SUMMARY), content)
         if self.board is not None:
             self.board.close()
-            storage.upload_folder(Path(self.board.log_dir), storage.join(self.job.run, "tensorboard"))
+            storage.upload_folder(
+                Path(self.board.log_dir), storage.join(self.job.run, "tensorboard")
+            )
 
     def _save(self, finished: bool) -> str:
         """The first worker writes; all hold the same."""

@@ -1,0 +1,36 @@
+# Each target sets up what it needs; `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+SEED ?= 0
+READY := .venv/ready
+
+.PHONY: demo demo-controls test lint format clean
+
+demo: $(READY)
+	$(BIN)/python jobs/distill.py --seed $(SEED)
+
+# The demo beside three ways in which distillation must not help.
+demo-controls: $(READY)
+	$(BIN)/python jobs/controls.py --seed $(SEED)
+
+test: $(READY) lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv build

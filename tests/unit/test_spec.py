@@ -1,0 +1,119 @@
+"""A spec checks itself, and says which field, which value, and what would do."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from liser_dist.command import read_command
+from liser_dist.errors import SpecError
+from liser_dist.spec import DistillSpec
+
+ROOT = Path(__file__).parents[2]
+SPEC: dict[str, Any] = {
+    "name": "a-job",
+    "data": {"unlabelled": "shards"},
+    "teachers": {"speech": {"kind": "mock"}},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC))
+    return tmp_path / "spec.yaml"
+
+
+def read(file: Path, *arguments: str) -> DistillSpec:
+    return read_command([str(file), *arguments], Path("none"), "about").spec
+
+
+def test_any_field_is_given_on_the_command_line_by_its_dotted_name(file: Path) -> None:
+    spec = read(
+        file, "--seed", "5", "--data.unlabelled", "s3://other/clips", "--train.epochs", "9",
+        "--student.kind", "reslstm", "--student.width", "20", "--deterministic", "true",
+    )  # fmt: skip
+    assert (spec.seed, spec.data.unlabelled, spec.train.epochs) == (5, "s3://other/clips", 9)
+    assert (spec.student.kind, spec.student.width, spec.deterministic) == ("reslstm", 20, True)
+    assert spec.teachers.speech is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nome": "x"}, ["nome", "no such field"]),
+        ({"train": {"epoch": 3}}, ["train.epoch", "no such field"]),
+        ({"train": {"epochs": "many"}}, ["train.epochs", "integer", "many"]),
+        ({"train": {"epochs": 0}}, ["train.epochs", "greater", "0"]),
+        ({"student": {"kind": "gpt"}}, ["student", "gpt", "cnn"]),
+        ({"teachers": {}}, ["teachers", "speech", "face"]),
+        ({"data": {}}, ["data.unlabelled", "required"]),
+        ({"emotions": ["sad", "sad"]}, ["emotions", "twice"]),
+        ({"resources": {"decoders": [4, 2]}}, ["decoders", "[4, 2]"]),
+        ({"train": {"learning_rates": [0.1, 0.2]}}, ["learning_rates", "data.validation"]),
+        ({"loss": {"speech_kl": 0}}, ["learn nothing", "loss.speech_kl"]),
+        ({"compare": ["labels_only"]}, ["compare", "data.labelled"]),
+        (
+            {
+                "teachers": {
+                    "speech": {"kind": "huggingface", "model": "m", "labels": {"joy": "joyful"}}
+                }
+            },
+            ["teachers.speech.labels", "joy", "joyful", "happy"],
+        ),
+        ({"teachers": {"face": {"kind": "onnx", "model": "m"}}}, ["teachers.face.input"]),
+    ],
+)
+def test_a_mistake_is_told_by_field_value_and_remedy(
+    tmp_path: Path, change: dict[str, Any], words: list[str]
+) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(SPEC | change))
+    with pytest.raises(SpecError) as error:
+        read(file)
+    for word in words:
+        assert word.lower() in str(error.value).lower()
+
+
+@pytest.mark.parametrize("content", ["{", "- a\n- b\n", "", "\x00\xff"])
+def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "spec.yaml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SpecError, match=r"spec\.yaml"):
+        read(tmp_path / "spec.yaml")
+
+
+def test_a_mistake_on_the_command_line_exits_with_2_and_no_traceback(file: Path) -> None:
+    for arguments in (["--train.epochs", "none"], ["--trian.epochs", "3"], ["--train.epochs"]):
+        done = subprocess.run(
+            [sys.executable, ROOT / "jobs" / "distill.py", file, *arguments],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert ".epochs" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_reading_a_spec_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, liser_dist.spec, liser_dist.command\n"
+        "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_embedded_spec_fills_in_shards_and_teachers() -> None:
+    default = ROOT / "jobs" / "specs" / "demo.yaml"
+    one = read_command(["--seed", "1"], default, "about").spec
+    two = read_command(["--seed", "2", "--data.unlabelled", "mine"], default, "about").spec
+    assert two.data.unlabelled == "mine"
+    assert one.data.labelled != two.data.labelled  # another corpus for another seed
+    assert one.teachers.speech is not None
+    assert one.teachers.face is not None
+
+
+def test_the_hash_tells_jobs_apart_wherever_they_write() -> None:
+    job = DistillSpec.model_validate(SPEC)
+    assert job.spec_hash == job.model_copy(update={"output": "elsewhere"}).spec_hash
+    assert job.spec_hash != job.model_copy(update={"seed": 1}).spec_hash

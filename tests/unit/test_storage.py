@@ -1,0 +1,45 @@
+"""A file is written whole or not at all, and an error names the place and a remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from liser_dist import storage
+from liser_dist.errors import StorageError
+
+
+def test_what_is_written_is_read_and_listed(tmp_path: Path) -> None:
+    place = storage.join(str(tmp_path), "a", "b.bin")
+    storage.write_bytes(place, b"one")
+    storage.write_bytes(place, b"second")
+    assert storage.read_bytes(place) == b"second"
+    (found,) = storage.list_files(str(tmp_path))
+    assert (found.place, found.size_bytes) == (place, 6)
+    assert storage.list_folders(str(tmp_path)) == ["a"]
+
+
+def test_a_version_changes_with_the_content(tmp_path: Path) -> None:
+    place = storage.join(str(tmp_path), "a.bin")
+    versions = set()
+    for content in (b"one", b"three"):
+        storage.write_bytes(place, content)
+        versions.add(storage.list_files(place)[0].version)
+    assert len(versions) == 2
+
+
+def test_no_half_written_file_is_left_when_writing_fails(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()  # a folder lies where the file should go
+    with pytest.raises(StorageError, match="cannot write"):
+        storage.write_bytes(str(tmp_path / "place"), b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_place_that_cannot_be_written_is_told_by_the_field(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match=r"`output`.*file"):
+        storage.require_writable(str(tmp_path / "file" / "runs"), "output")
+
+
+def test_a_missing_file_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="not there"):
+        storage.read_bytes(str(tmp_path / "missing"))

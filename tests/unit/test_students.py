@@ -1,0 +1,45 @@
+"""Students hear sound and not padding, and are as small as they are said to be."""
+
+import pytest
+import torch
+
+from liser_dist.spec import CnnStudent, ResLstmStudent
+from liser_dist.students import Student
+
+KINDS = [CnnStudent(), ResLstmStudent()]
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.kind)
+def test_a_student_hears_no_padding(spec: CnnStudent | ResLstmStudent) -> None:
+    torch.manual_seed(0)
+    student = Student(spec, 6, 16000).eval()
+    mel = torch.randn(2, 301, spec.mels)
+    frames = torch.tensor([301, 123])
+    together = student.encode(mel, frames).logits[1]
+    noisy = mel.clone()
+    noisy[1, 123:] = 50.0
+    assert torch.allclose(student.encode(noisy, frames).logits[1], together, atol=1e-5)
+    alone = student.encode(mel[1:, :123], frames[1:]).logits[0]
+    assert torch.allclose(alone, together, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.kind)
+def test_every_weight_learns_and_a_silent_row_has_a_finite_gradient(
+    spec: CnnStudent | ResLstmStudent,
+) -> None:
+    student = Student(spec, 6, 16000, {"speech": 7})
+    output = student(torch.randn(3, 16000) * 0.1, torch.tensor([16000, 8000, 0]))
+    projected = student.projections["speech"](output.embedding)
+    (output.logits.square().sum() + projected.sum()).backward()
+    for name, weight in student.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+
+
+def test_the_residual_lstm_has_about_fifty_thousand_parameters() -> None:
+    assert 45_000 < Student(ResLstmStudent(), 6, 16000).params < 55_000
+
+
+def test_projections_do_not_count_for_they_are_left_behind() -> None:
+    bare, projecting = (Student(CnnStudent(), 6, 16000, dims) for dims in ({}, {"face": 512}))
+    assert bare.params == projecting.params
