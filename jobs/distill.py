@@ -11,7 +11,7 @@ The line above is for the shell: run as a command, this finds the environment's 
 import sys
 from pathlib import Path
 
-from liser_dist import distillation, screen
+from liser_dist import cluster, distillation, screen
 from liser_dist.command import read_command, run_job
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
@@ -24,6 +24,7 @@ def main() -> None:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)
         return
     result, place = distillation.run(plan)
+    cluster.leave_ray()
     screen.print_result(result)
     print(place, flush=True)
 

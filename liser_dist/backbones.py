@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liser_dist import drawing, synthesis
+from liser_dist.fitting import save_net
 from liser_dist.spec import EMOTIONS
 from liser_dist.synthesis import FACE_DIMS, SAMPLE_RATE_HZ, VOICE_DIMS, Floats, Person
 
@@ -62,7 +63,7 @@ def train_speech_backbone(folder: Path, clips: int) -> None:
         time_stride=16,
     )
     net = _train(ASTForAudioClassification, config, mels, emotions, moods, _vary_mels, 25, 1.5e-3)
-    net.save_pretrained(folder)
+    save_net(net, folder)
     extractor.save_pretrained(folder)
 
 
@@ -76,8 +77,10 @@ def train_face_backbone(folder: Path, clips: int) -> None:
     config = ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic"
     )
-    net = _train(ResNetForImageClassification, config, pixels, emotions, moods, _vary_crops, 5, 4e-3)
-    net.save_pretrained(folder)
+    net = _train(
+        ResNetForImageClassification, config, pixels, emotions, moods, _vary_crops, 5, 4e-3
+    )
+    save_net(net, folder)
     size = {"height": _FACE_PX, "width": _FACE_PX}
     processor: Any = ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor.save_pretrained(folder)

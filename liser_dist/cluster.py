@@ -116,6 +116,13 @@ def start_ray(capacity: Capacity) -> None:
     )
 
 
+def leave_ray() -> None:
+    """End what was started, so that no line of it comes after the job's last."""
+    import ray
+
+    ray.shutdown()
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 

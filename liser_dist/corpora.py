@@ -19,20 +19,24 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from liser_dist import backbones, drawing, synthesis
 from liser_dist.drawing import FRAME_PX, FRAMES_PER_S
+from liser_dist.errors import SpecError
 from liser_dist.shards import find_shards, read_samples, write_shards
 from liser_dist.spec import EMOTIONS, ClipSpec, SyntheticSpec
 from liser_dist.synthesis import SAMPLE_RATE_HZ, Floats, Person
@@ -70,7 +74,15 @@ def prepare_synthetic(spec: SyntheticSpec, pool: Executor | None = None) -> None
 
     Args:
         pool: who makes the clips and trains the backbones; a process for each core when not given.
+
+    Raises:
+        SpecError: `synthetic.place` is not on disk.
     """
+    if "://" in spec.place:
+        raise SpecError(
+            f"`synthetic.place` is {spec.place!r}: the synthetic corpus is made on a disk that "
+            "every node sees, so give a folder"
+        )
     if spec.root.is_dir():
         logger.info("synthetic corpus: found in %s", spec.root)
         return
@@ -105,18 +117,31 @@ def _built_aside(place: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _processes() -> ProcessPoolExecutor:
-    """A process a core; spawned, for whoever calls may have threads."""
+@contextmanager
+def _processes() -> Iterator[Executor]:
+    """A process for each core; spawned, for whoever calls may have threads."""
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(max(1, cores), mp_context=context, initializer=_stay_on_one_core)
+    pool = ProcessPoolExecutor(cores, mp_context=context, initializer=_enter_process)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _stay_on_one_core() -> None:
-    import cv2
-
+def _enter_process() -> None:
+    """Keep to one core, and end with the parent, even where that is killed."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by torch, which is not yet imported
     cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a child process only"
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 # ---------------------------------------------------------------- teachers

@@ -104,7 +104,7 @@ def decode_clip(sample: Sample, spec: ClipSpec, start_share: float) -> Clip:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """Times in seconds, from where the clip begins but for the first; infinite = not said."""
+    """Seconds, all but `start_s` from where the clip begins; infinite = it does not say."""
 
     frame_bytes: int  # of one frame, as RGB
     start_s: float  # of the clip, on the container's own clock

@@ -14,6 +14,7 @@ from typing import Any
 
 from liser_dist import cluster, pipeline, screen, storage, training
 from liser_dist.checkpoints import Checkpoint, load_checkpoint, load_student, require_same_student
+from liser_dist.errors import TeacherError
 from liser_dist.evaluation import LabelledSet, score_student, score_teacher
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Rejection
@@ -60,15 +61,32 @@ def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
         prepare_synthetic(spec.synthetic)
     require_same_student(spec)
     shards: dict[str, Sequence[Shard]] = {}
-    teachers: dict[str, TeacherFacts] = {}
+    teachers: Mapping[str, TeacherFacts] = {}
     if spec.synthetic is None or spec.synthetic.root.exists():
         for name in ("unlabelled", *LABELLED_SETS):
             if (place := getattr(spec.data, name)) is not None:
                 shards[name] = find_shards(place, f"data.{name}")
-        for name in ("speech", "face"):
-            if (teacher := getattr(spec.teachers, name)) is not None:
-                teachers[name] = describe_teacher(teacher, spec.emotions, spec.clip)
+        teachers = describe_teachers(spec)
     return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)
+
+
+def describe_teachers(spec: DistillSpec) -> dict[str, TeacherFacts]:
+    """What the job's teachers know. Raises TeacherError, naming the field."""
+    found: dict[str, TeacherFacts] = {}
+    for name, wanted in (("speech", ("audio", "any")), ("face", ("image", "video", "any"))):
+        teacher = getattr(spec.teachers, name)
+        if teacher is None:
+            continue
+        try:
+            found[name] = describe_teacher(teacher, spec.emotions, spec.clip)
+        except TeacherError as error:
+            raise TeacherError(f"`teachers.{name}`: {error}") from error
+        if found[name].modality not in wanted:
+            raise TeacherError(
+                f"`teachers.{name}`: {teacher.model!r} is a model for {found[name].modality}; give "
+                f"one for {wanted[0]}"
+            )
+    return found
 
 
 def run(job: Plan) -> tuple[DistillResult, str]:

@@ -252,10 +252,12 @@ def _shrunk(picture: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
 @functools.cache
 def _yunet(path: str) -> cv2.FaceDetectorYN:
     try:
-        return cv2.FaceDetectorYN.create(path, "", (DETECT_PX, DETECT_PX), YUNET_SCORE)
+        detector = cv2.FaceDetectorYN.create(path, "", (DETECT_PX, DETECT_PX), YUNET_SCORE)
+        detector.detect(np.zeros((DETECT_PX, DETECT_PX, 3), np.uint8))  # another net fails here
+        return detector
     except cv2.error as error:
         raise SpecError(
-            f"`clip.face_detector` is {path!r}, which OpenCV cannot load as a YuNet model: "
+            f"`clip.face_detector` is {path!r}, which OpenCV cannot use as a YuNet model: "
             f"{str(error).strip()[:200]}"
         ) from error
 

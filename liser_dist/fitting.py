@@ -64,11 +64,24 @@ def fit_head(
     embeddings, labels = _embed(model, net, layer, clips, emotions)
     weight, bias = fit_regression(embeddings, labels, len(emotions))
     _replace(net, layer, weight, bias, emotions)
-    net.save_pretrained(folder, safe_serialization=True)
+    save_net(net, folder)
     _copy_processor(str(backbone), folder)
     logger.info(
         "head of %s fitted on %d examples of %d clips", folder.name, len(labels), len(clips)
     )
+
+
+def save_net(net: Any, folder: Path) -> None:
+    """As transformers saves it, in safetensors, without its progress bar."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        net.save_pretrained(folder)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def find_head(net: nn.Module) -> nn.Linear:
@@ -79,8 +92,8 @@ def find_head(net: nn.Module) -> nn.Linear:
     classes = getattr(net, "num_labels", None)
     if not linear or linear[-1].out_features != classes:
         raise TeacherError(
-            f"backbone {type(net).__name__} does not end in a linear layer of {classes} outputs, so "
-            "no head can be fitted on it: use another architecture"
+            f"backbone {type(net).__name__} does not end in a linear layer of {classes} outputs, "
+            "so no head can be fitted on it: use another architecture"
         )
     return linear[-1]
 
@@ -112,10 +125,10 @@ def fit_regression(embeddings: Tensor, labels: Tensor, classes: int) -> tuple[Te
         logits = inputs @ weight.T + bias
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         loss = (losses * share[labels]).mean() + 0.5 * _L2 * (weight**2).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(objective)  # type: ignore[no-untyped-call,arg-type]
+    optimizer.step(objective)
     folded = weight.detach() / spread
     return folded.float(), (bias.detach() - folded @ centre).float()
 

@@ -219,7 +219,7 @@ def _load_module(folder: ModelFolder, path: str) -> nn.Module:
     # Of a speech recogniser only the encoder hears
     if settings.is_encoder_decoder and not folder.names:
         module = module.get_encoder()
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 @contextmanager
@@ -272,7 +272,7 @@ def _body_of(module: Any) -> nn.Module:
     body = module.base_model
     if body is module and hasattr(module, "classifier"):
         body = getattr(module, "encoder", module)  # Whisper's classifier
-    return body  # type: ignore[no-any-return]
+    return body
 
 
 def _argument_names(module: nn.Module) -> set[str]:

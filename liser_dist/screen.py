@@ -85,6 +85,27 @@ def print_plan(
     console.print(f"needed at least: {wanted}; {capacity.where} has {there}: it fits")
 
 
+def print_controls(result: DistillResult, pseudo_labelled: StudentScores) -> None:
+    """What each way of learning gains over labels alone, in points of UAR."""
+    if result.label_only is None or result.label_only.uar is None:
+        return
+    base = result.label_only.uar
+    table = Table(title="gain over the label-only student, in points of UAR")
+    table.add_column("")
+    table.add_column("points", justify="right")
+    rows = {
+        "both teachers": result.student,
+        "speech teacher alone": result.comparisons["speech_only"],
+        "both, faces swapped between clips": result.comparisons["shuffled_faces"],
+        "both, targets shuffled between clips": result.comparisons["shuffled_targets"],
+        "the label-only student's pseudo-labels": pseudo_labelled,
+    }
+    for name, scores in rows.items():
+        if scores.uar is not None:
+            table.add_row(name, f"{100 * (scores.uar - base):+.1f}")
+    console.print(table)
+
+
 def print_result(result: DistillResult) -> None:
     """The scores, side by side, and what was done to get them."""
     table = Table(title=f"{result.name}, seed {result.seed}: scores on held-out speakers")

@@ -97,6 +97,8 @@ class ClipSpec(Spec):
 
 # ---------------------------------------------------------------- teachers
 
+Comparison = Literal["labels_only", "speech_only", "shuffled_targets", "shuffled_faces"]
+
 Labels = Annotated[
     dict[str, str], Field(description="the teacher's name of an emotion -> the job's; many to one")
 ]
@@ -162,6 +164,7 @@ class StudentTeacher(Spec):
 
     kind: Literal["student"] = "student"
     model: Place
+    which: Literal["distilled"] | Comparison = "distilled"
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -296,8 +299,6 @@ class BudgetSpec(Spec):
 
 
 # ---------------------------------------------------------------- the job
-
-Comparison = Literal["labels_only", "speech_only", "shuffled_targets", "shuffled_faces"]
 
 
 class DistillSpec(Spec):

@@ -130,7 +130,9 @@ def draw_syllables(
     lengths[rng.integers(1, count - 1)] += rng.uniform(0.5, 1.5)
     lengths *= duration_s / lengths.sum()
     starts = np.concatenate(([0.0], np.cumsum(lengths)[:-1]))
-    return Syllables(starts, np.minimum(lengths, 1.3 / rate_hz), rng.uniform(0, 1, count), duration_s)
+    return Syllables(
+        starts, np.minimum(lengths, 1.3 / rate_hz), rng.uniform(0, 1, count), duration_s
+    )
 
 
 def loudness(syllables: Syllables, voice: Floats, times_s: Floats) -> Floats:

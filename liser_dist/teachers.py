@@ -122,7 +122,7 @@ def _load_model(spec: HuggingFaceTeacher | OnnxTeacher | StudentTeacher, clip: C
 
             return OnnxModel(spec, clip)
         case StudentTeacher():
-            return StudentModel(spec.model, clip.sample_rate_hz)
+            return StudentModel(spec, clip.sample_rate_hz)
 
 
 # ---------------------------------------------------------------- names -> emotions
@@ -241,12 +241,12 @@ class StudentModel:
     modality: Modality = "audio"
     embedding_dim = 0
 
-    def __init__(self, place: str, sample_rate_hz: int) -> None:
-        self._student, self.names = _load_student(place)
+    def __init__(self, spec: StudentTeacher, sample_rate_hz: int) -> None:
+        self._student, self.names = _load_student(spec)
         rate = int(self._student.features.spectrogram.sample_rate)
         if rate != sample_rate_hz:
             raise TeacherError(
-                f"teacher model {place!r} is a student of sound at {rate} Hz, and the job's "
+                f"teacher model {spec.model!r} is a student of sound at {rate} Hz, and the job's "
                 f"`clip.sample_rate_hz` is {sample_rate_hz}: make it {rate}"
             )
 
@@ -264,13 +264,13 @@ class StudentModel:
         return logits
 
 
-def _load_student(place: str) -> tuple[Student, tuple[str, ...]]:
+def _load_student(spec: StudentTeacher) -> tuple[Student, tuple[str, ...]]:
     from liser_dist.checkpoints import load_student
 
     try:
-        student, emotions = load_student(place)
+        student, emotions = load_student(spec.model, spec.which)
     except CheckpointError as error:
-        raise TeacherError(f"teacher model {place!r} is no student: {error}") from error
+        raise TeacherError(f"teacher model {spec.model!r} is no student: {error}") from error
     return student.eval().requires_grad_(False), emotions
 
 

@@ -116,3 +116,12 @@ def test_native_code_has_no_voice_and_python_has(tmp_path):
         [sys.executable, str(script)], capture_output=True, text=True, env=ENVIRONMENT, check=True
     )
     assert run.stderr == "python\n"
+
+
+def test_decoding_loads_neither_torch_nor_ray():
+    code = (
+        "import sys, numpy, liser_dist.decode as d, liser_dist.speech as s;"
+        "s.speech_s(numpy.zeros(16000, numpy.int16), 16000);"
+        "assert not {'torch', 'ray', 'silero_vad'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)

@@ -17,6 +17,7 @@ import pytest
 
 from liser_dist import corpora, drawing, synthesis
 from liser_dist.decode import decode_clip
+from liser_dist.errors import SpecError
 from liser_dist.shards import read_samples
 from liser_dist.spec import EMOTIONS, ClipSpec, SyntheticSpec
 
@@ -114,7 +115,10 @@ def test_nothing_beside_the_mp4_of_an_unlabelled_clip_follows_from_its_emotion(
             assert len(data) < 60_000
             with av.open(io.BytesIO(data)) as container:
                 assert not set(container.metadata) - {
-                    "major_brand", "minor_version", "compatible_brands", "encoder"
+                    "major_brand",
+                    "minor_version",
+                    "compatible_brands",
+                    "encoder",
                 }
     names = " ".join(members(corpus / "unlabelled"))
     text = names + json.dumps(metadata(corpus / "unlabelled"))
@@ -210,3 +214,8 @@ def test_a_corpus_that_fails_half_way_leaves_nothing(spec: SyntheticSpec, tmp_pa
     with pytest.raises(RuntimeError, match="no more processes"):
         corpora.prepare_synthetic(other, Failing())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_no_folder_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"synthetic\.place"):
+        corpora.prepare_synthetic(SyntheticSpec(place="s3://bucket/corpus", seed=0))

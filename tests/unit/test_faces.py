@@ -13,6 +13,7 @@ from liser_dist.records import Reason
 from liser_dist.spec import ClipSpec
 
 CLIPS = Path(__file__).parents[3] / "shared" / "clips"
+MODELS = CLIPS.parent / "models"
 SPEC = ClipSpec(face_px=32)
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no real clips at {CLIPS}")
 
@@ -124,5 +125,12 @@ def test_a_missing_detector_is_refused_by_its_field(tmp_path):
 def test_a_file_that_is_no_detector_is_refused_by_its_field(tmp_path):
     file = tmp_path / "yunet.onnx"
     file.write_bytes(b"not a model")
-    with pytest.raises(SpecError, match=r"`clip.face_detector`"):
+    with pytest.raises(SpecError, match=r"`clip.face_detector`.*cannot use"):
+        check_detector(ClipSpec(face_detector=str(file)))
+
+
+@pytest.mark.skipif(not MODELS.is_dir(), reason=f"no real models at {MODELS}")
+def test_another_net_than_a_detector_is_refused_by_its_field():
+    file = MODELS / "face_expression_faceapi.onnx"
+    with pytest.raises(SpecError, match=r"`clip.face_detector`.*cannot use"):
         check_detector(ClipSpec(face_detector=str(file)))

@@ -1,0 +1,196 @@
+"""jobs/distill.py on a real Ray: every clip accounted for, and the same weights for the same job."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from liser_dist.shards import write_shards
+from tests.films import small_film
+from tests.integration.conftest import BIN, ROOT, Finished, Job
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Labelled, validation and test shards, six clips each."""
+    places = {}
+    for number, name in enumerate(("labelled", "validation", "test")):
+        places[name] = str(tmp_path_factory.mktemp(name))
+        emotions = ("sad", "happy", "angry") * 2
+        samples = (
+            (f"{name}-{n}", small_film(100 * number + n), {"emotion": emotion, "speaker": name})
+            for n, emotion in enumerate(emotions)
+        )
+        write_shards(samples, places[name], clips_per_shard=6)
+    return places
+
+
+def test_a_job_ends_with_a_result_that_accounts_for_every_clip(
+    job: Job, labelled: dict[str, str], clips: Path
+) -> None:
+    done = job(
+        data={"unlabelled": str(clips), **labelled},
+        compare=["labels_only"],
+        train={"learning_rates": [0.001, 0.003], "validate_every": 2},
+    )
+    assert done.code == 0, done.err
+    result = done.result
+    assert result["clips"] == {
+        "total": 29, "trained": 29, "rejected": 0, "passes": 58,
+        "labelled": 18, "labelled_rejected": 0,
+    }  # fmt: skip
+    assert result["steps"] >= 58 / 8
+    for scores in (result["student"], result["label_only"], result["speech_teacher"]):
+        assert 0 <= scores["uar"] <= 1
+    assert result["student"]["params"] == result["label_only"]["params"] > 1000
+    assert result["seconds"]["to_first_step"] < result["seconds"]["total"]
+    assert list(done.place.glob("tensorboard/events*"))
+    assert pq.read_table(done.place / "rejected.parquet").num_rows == 0
+    assert max(map(len, (done.out + done.err).splitlines())) < 2000
+
+
+def test_workers_with_uneven_tails_finish_together_and_train_each_clip_once_an_epoch(
+    job: Job,
+) -> None:
+    done = job(train={"workers": 2, "epochs": 3})
+    assert done.code == 0, done.err
+    assert done.result["clips"]["passes"] == 3 * 29
+    marks = done.ledger.to_json()["trained"]
+    assert len({(mark["epoch"], mark["shard"]) for mark in marks}) == 9
+    assert done.result["clips"]["trained"] == 29
+
+
+def submitted(environment: dict[str, str], *entrypoint: str) -> Finished:
+    done = subprocess.run(
+        [BIN / "ray", "job", "submit", *entrypoint],
+        env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.endswith("result.json")]
+    done.stdout = "\n".join([done.stdout, *lines[-1:]])
+    return Finished(done)
+
+
+def test_a_deterministic_job_gives_the_same_weights_however_it_is_started(
+    job: Job, write_spec, ray_cluster: dict[str, str], labelled: dict[str, str], clips: Path
+) -> None:
+    data = {"unlabelled": str(clips), "labelled": labelled["labelled"]}
+    change = {"deterministic": True, "data": data, "seed": 3}
+    first = job(**change)
+    assert first.code == 0, first.err
+    spec = str(write_spec(**change))
+    second = submitted(
+        ray_cluster, "--working-dir", ".", "--", sys.executable, "jobs/distill.py", spec
+    )
+    assert second.code == 0, second.out + second.err
+    third = submitted(ray_cluster, "jobs/distill.py", spec)
+    assert third.code == 0, third.out + third.err
+    assert first.place != second.place != third.place
+    assert same(first.weights, second.weights)
+    assert same(first.weights, third.weights)
+
+
+def test_nothing_that_is_said_beside_a_clip_changes_a_weight(
+    job: Job, films: list[bytes], tmp_path: Path
+) -> None:
+    weights = []
+    for facts in (
+        {"emotion": "sad", "speaker": "a", "source": "x", "score": 1},
+        {"emotion": "happy", "speaker": "b", "duration_s": 99, "label": [1, 2]},
+    ):
+        samples = (
+            (f"clip-{n:02d}", film, facts | {"faces": []}) for n, film in enumerate(films[:12])
+        )
+        write_shards(samples, str(tmp_path / "said"), clips_per_shard=6)
+        done = job(deterministic=True, data={"unlabelled": str(tmp_path / "said")})
+        assert done.code == 0, done.err
+        weights.append(done.weights)
+    assert same(*weights)
+
+
+def test_two_workers_give_the_same_weights_twice(job: Job) -> None:
+    one, two = (job(deterministic=True, train={"workers": 2}) for _ in range(2))
+    assert one.code == two.code == 0, one.err + two.err
+    assert same(one.weights, two.weights)
+
+
+def test_hostile_clips_cost_themselves_alone(
+    job: Job, shared: Path, films: list[bytes], tmp_path: Path
+) -> None:
+    hostile = sorted((shared / "clips" / "hostile").iterdir())
+    samples = [(f"good-{n:02d}", film, {}) for n, film in enumerate(films)]
+    for place, path in enumerate(hostile):
+        samples.insert(2 * place + 1, (path.stem, path.read_bytes(), {}))
+    place = str(tmp_path / "shards")
+    write_shards(samples, place, clips_per_shard=20)
+    done = job(data={"unlabelled": place})
+    assert done.code == 0, done.err
+    rejected = pq.read_table(done.place / "rejected.parquet").to_pylist()
+    reasons = {row["key"]: row["reason"] for row in rejected}
+    bad = {"crash_0", "crash_1", "crash_2", "crash_3", "empty", "garbage", "html", "noaudio",
+           "novideo", "trunc_faststart"}  # fmt: skip
+    assert set(reasons) == bad
+    assert all(row["shard"].startswith(place) for row in rejected)
+    assert reasons["empty"] == "empty"
+    assert reasons["noaudio"] == "no_audio"
+    clips = done.result["clips"]
+    assert (clips["total"], clips["rejected"]) == (len(samples), len(bad))
+    assert max(map(len, (done.out + done.err).splitlines())) < 2000
+
+
+def test_a_damaged_later_shard_is_trained_up_to_the_damage(
+    job: Job, films: list[bytes], tmp_path: Path
+) -> None:
+    samples = ((f"clip-{n:02d}", film, {"faces": []}) for n, film in enumerate(films[:15]))
+    write_shards(samples, str(tmp_path / "cut"), clips_per_shard=5)
+    middle = tmp_path / "cut" / "000001.tar"
+    middle.write_bytes(middle.read_bytes()[: middle.stat().st_size // 2])
+    done = job(data={"unlabelled": str(tmp_path / "cut")})
+    assert done.code == 0, done.err
+    (row,) = pq.read_table(done.place / "rejected.parquet").to_pylist()
+    assert (row["reason"], row["shard"]) == ("shard_damaged", str(middle))
+    assert 10 <= done.result["clips"]["trained"] == 10 + row["index"] < 15
+
+
+def test_data_that_is_broken_as_a_whole_fails_the_job(job: Job, tmp_path: Path) -> None:
+    samples = ((f"clip-{n}", b"no video", {}) for n in range(20))
+    write_shards(samples, str(tmp_path / "bad"), clips_per_shard=20)
+    done = job(
+        data={"unlabelled": str(tmp_path / "bad")},
+        budget={"max_rejected_share": 0.2, "after_clips": 10},
+    )
+    assert done.code == 2
+    assert "unreadable" in done.err
+    assert "budget.max_rejected_share" in done.err
+
+
+def test_a_check_prints_the_resolved_spec_and_starts_nothing(job: Job, tmp_path: Path) -> None:
+    done = job("--check", "--train.epochs", "7")
+    assert done.code == 0, done.err
+    assert "epochs: 7" in done.out
+    assert "it fits" in done.out
+    assert not list((tmp_path / "runs").glob("*/*/result.json"))
+
+
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_job_that_cannot_fit_says_what_is_missing(job: Job, check: list[str]) -> None:
+    done = job(*check, train={"workers": 3}, resources={"worker_cpus": 2, "teacher_gpus": 1})
+    assert done.code == 2
+    assert "CPUs are missing" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_result_can_be_read_by_a_program(job: Job) -> None:
+    done = job()
+    result = json.loads((done.place / "result.json").read_text())
+    assert {"clips", "steps", "seconds", "clips_per_s", "data_wait_share", "student",
+            "label_only", "speech_teacher", "checkpoint", "spec_hash"} <= set(result)  # fmt: skip
