@@ -89,12 +89,12 @@ def find_cluster() -> Capacity:
     if not ray.is_initialized():
         try:
             ray.init(address="auto", **options)
-        except ConnectionError:
+        except ConnectionError as error:
             if address := os.environ.get("RAY_ADDRESS"):
                 raise CapacityError(
                     f"no Ray cluster answers at RAY_ADDRESS {address!r}: start one with "
                     "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
-                ) from None
+                ) from error
             return Capacity("this machine", {"CPU": float(_cores()), "GPU": float(_gpus())})
     found = ray.cluster_resources()
     return Capacity("the Ray cluster", {kind: found.get(kind, 0.0) for kind in ("CPU", "GPU")})

@@ -14,7 +14,7 @@ from typing import Any
 
 from liser_dist import cluster, pipeline, screen, storage, training
 from liser_dist.checkpoints import Checkpoint, load_checkpoint, load_student, require_same_student
-from liser_dist.errors import TeacherError
+from liser_dist.errors import SpecError, TeacherError
 from liser_dist.evaluation import LabelledSet, score_student, score_teacher
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Rejection
@@ -126,7 +126,20 @@ def read_labelled(
             rejected[name].append(why)
         else:
             clips[name].append(example)
+    require_disjoint_speakers(clips)
     return clips, rejected
+
+
+def require_disjoint_speakers(clips: Mapping[str, Sequence[Example]]) -> None:
+    """Raise SpecError when somebody speaks in two labelled sets: scores would flatter."""
+    set_of: dict[str, str] = {}
+    for name, examples in clips.items():
+        for speaker in {example.speaker for example in examples if example.speaker}:
+            if (other := set_of.setdefault(speaker, name)) != name:
+                raise SpecError(
+                    f"speaker {speaker!r} is in `data.{other}` and in `data.{name}`: give sets "
+                    "that share no speaker"
+                )
 
 
 def train(

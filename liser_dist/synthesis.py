@@ -48,8 +48,8 @@ FACE_DIMS = len(_FACES["neutral"])
 _SHIFTS = {name: np.array(_VOICES[name] + _FACES[name]) for name in EMOTIONS}
 
 # Standard deviations, voice and face: of a person's habits, and of what a clip adds to them.
-_HABIT = np.repeat((0.30, 0.18), (VOICE_DIMS, FACE_DIMS))
-_CLIP = np.repeat((0.38, 0.22), (VOICE_DIMS, FACE_DIMS))
+_HABIT = np.repeat((0.30, 0.21), (VOICE_DIMS, FACE_DIMS))
+_CLIP = np.repeat((0.39, 0.26), (VOICE_DIMS, FACE_DIMS))
 
 # How strongly people feel: as they are filmed, and when they act for a corpus with labels.
 LIVED = (0.6, 1.3)
@@ -217,7 +217,7 @@ def record(sound: Floats, shifted: bool, rng: np.random.Generator) -> NDArray[np
     """
     if shifted:
         sound = _echo(sound, rng)
-        noise_db, level_db = rng.uniform(8, 30), rng.uniform(-32, -16)
+        noise_db, level_db = rng.uniform(10, 30), rng.uniform(-32, -16)
     else:
         noise_db, level_db = rng.uniform(18, 34), rng.uniform(-27, -21)
     # Noise of a room falls with frequency, more or less.
@@ -231,7 +231,7 @@ def record(sound: Floats, shifted: bool, rng: np.random.Generator) -> NDArray[np
 
 def _echo(sound: Floats, rng: np.random.Generator) -> Floats:
     """A small room: noise that dies away, beside the direct sound."""
-    decay_s, share = rng.uniform(0.03, 0.15), rng.uniform(0.0, 0.35)
+    decay_s, share = rng.uniform(0.03, 0.15), rng.uniform(0.0, 0.25)
     times_s = np.arange(int(3 * decay_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     tail = rng.standard_normal(times_s.size) * np.exp(-times_s / decay_s)
     wet = fftconvolve(sound, tail / np.sqrt((tail**2).sum()))[: sound.size]
@@ -240,9 +240,9 @@ def _echo(sound: Floats, rng: np.random.Generator) -> Floats:
 
 def _channel(sound: Floats, rng: np.random.Generator) -> Floats:
     """A lean towards bass or treble, and now and then the band of a telephone."""
-    lean = rng.uniform(-0.3, 0.3)
+    lean = rng.uniform(-0.25, 0.25)
     sound = lfilter([1.0, lean], [1.0], sound)
-    if rng.uniform() < 0.2:
+    if rng.uniform() < 0.15:
         low, high = np.exp(-2 * np.pi * np.array((250.0, 3400.0)) / SAMPLE_RATE_HZ)
         sound = lfilter([1, -1], [1, -low], lfilter([1 - high], [1, -high], sound))
     return np.asarray(sound)

@@ -18,6 +18,8 @@ from tests.films import small_film
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
+# Before anything imports Ray, for it looks once: `ray start` asks for a token, and so do we.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 BIN = Path(sys.executable).parent
 # A job that fits two cores and needs no model.
 SMALL: dict[str, Any] = {
@@ -70,13 +72,10 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     scratch = tmp_path_factory.mktemp("ray")
     environment = os.environ | {
         "RAY_ADDRESS": "127.0.0.1:6399",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(scratch / "token"),
         "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299",
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "VIRTUAL_ENV": str(BIN.parent),
     }
-    (scratch / "token").write_text("0123456789abcdef" * 4)
     command = [
         BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--port=6399",
         "--node-ip-address=127.0.0.1", "--dashboard-port=8299", "--disable-usage-stats",

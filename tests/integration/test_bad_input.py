@@ -1,0 +1,150 @@
+"""What a user can get wrong is told by field, value and remedy, before anything is started."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+from liser_dist import distillation
+from liser_dist.checkpoints import Checkpoint, save_checkpoint
+from liser_dist.command import read_spec
+from liser_dist.errors import LiserError
+from liser_dist.ledger import Ledger
+from liser_dist.learning import DISTILLED
+from liser_dist.spec import DistillSpec
+from liser_dist.students import Student
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connected(ray_cluster: dict[str, str]) -> Iterator[None]:
+    """This process on the session's Ray, as a job's driver is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray_cluster["RAY_ADDRESS"])
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def audio_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with a tiny audio classifier."""
+    folder = tmp_path_factory.mktemp("model")
+    config = ASTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_mel_bins=32, max_length=64, id2label={0: "neu", 1: "hap"}, label2id={"neu": 0, "hap": 1},
+    )  # fmt: skip
+    ASTForAudioClassification(config).save_pretrained(folder)
+    ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def refused(write_spec: Callable[..., Path]) -> Callable[..., str]:
+    def plan(**change: Any) -> str:
+        with pytest.raises(LiserError) as error:
+            distillation.plan(read_spec(write_spec(**change)))
+        return str(error.value)
+
+    return plan
+
+
+def test_no_shard_at_the_place(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused(data={"unlabelled": str(tmp_path / "nowhere")})
+    assert "`data.unlabelled`" in message
+    assert str(tmp_path / "nowhere") in message
+
+
+def test_an_output_place_that_cannot_be_written(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "a-file").write_text("")
+    message = refused(output=str(tmp_path / "a-file" / "runs"))
+    assert "`output`" in message
+    assert "a-file" in message
+
+
+def test_a_teacher_folder_without_weights_or_with_pickled_ones(
+    refused: Callable[..., str], audio_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (folder / name).write_bytes((audio_model / name).read_bytes())
+    teacher = {"kind": "huggingface", "model": str(folder), "labels": {"neu": "neutral"}}
+    message = refused(teachers={"speech": teacher})
+    assert "`teachers.speech`" in message
+    assert "weights" in message
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    assert "safetensors" in refused(teachers={"speech": teacher})
+
+
+def test_teachers_that_share_no_emotion_with_the_job(
+    refused: Callable[..., str], audio_model: Path
+) -> None:
+    teacher = {"kind": "huggingface", "model": str(audio_model)}
+    message = refused(teachers={"speech": teacher})
+    assert "neu" in message
+    assert "labels" in message
+
+
+def test_a_speech_model_in_the_face_teachers_place(
+    refused: Callable[..., str], audio_model: Path
+) -> None:
+    teacher = {"kind": "huggingface", "model": str(audio_model), "labels": {"neu": "neutral"}}
+    assert "`teachers.face`" in refused(teachers={"face": teacher})
+
+
+def test_a_checkpoint_of_another_student(
+    refused: Callable[..., str], write_spec: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = read_spec(write_spec(student={"kind": "cnn", "width": 16}))
+    place = str(tmp_path / "step-1")
+    weights = Student(other.student, 6, 16000).state_dict()
+    save_checkpoint(
+        place,
+        Checkpoint(
+            spec=other, students=weights, best={DISTILLED: weights}, optimizer={}, state={},
+            ledger=Ledger(),
+        ),
+    )  # fmt: skip
+    message = refused(start_from=place)
+    assert "`start_from`" in message
+    assert "16" in message
+    assert "8" in message
+    assert "no checkpoint" in refused(start_from=str(tmp_path / "nowhere"))
+
+
+def test_a_half_written_checkpoint_is_none(
+    refused: Callable[..., str], write_spec: Callable[..., Path], tmp_path: Path
+) -> None:
+    spec: DistillSpec = read_spec(write_spec())
+    (tmp_path / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")))
+    assert "no checkpoint" in refused(start_from=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, ["access denied", "AWS_SECRET_ACCESS_KEY"]),
+        ({}, ["no bucket", "nowhere"]),
+    ],
+)
+def test_s3_with_wrong_credentials_or_no_bucket(
+    refused: Callable[..., str],
+    s3: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, str],
+    words: list[str],
+) -> None:
+    import s3fs
+
+    for name, value in (s3 | change).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    message = refused(data={"unlabelled": "s3://nowhere/clips"})
+    s3fs.S3FileSystem.clear_instance_cache()
+    for word in ["`data.unlabelled`", *words]:
+        assert word in message
