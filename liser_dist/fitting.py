@@ -27,10 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Weight of half the squared coefficients beside the mean log loss. With a dozen labelled clips the
-# embeddings have more dimensions than there are examples, and any smaller weight separates them
-# all and is sure of everything; at 1 the mean confidence on unseen speakers comes out near the
-# accuracy, which is what a student needs from a teacher. With thousands of clips it costs little:
-# standardised embeddings need no large coefficients.
+# embeddings have more dimensions than there are examples: a small weight separates them all and is
+# sure of everything. At 1 a head errs towards doubt (synthetic corpus, unseen speakers: right on
+# 70 to 85 %, mean confidence 55 to 62 %), at 0.01 the other way, and is no more often right.
 _L2 = 1.0
 
 
