@@ -67,15 +67,22 @@ def clips(films: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def ray_cluster(
+    s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """`ray start --head` from the repository's root; the environment that reaches it."""
     scratch = tmp_path_factory.mktemp("ray")
-    environment = os.environ | {
-        "RAY_ADDRESS": "127.0.0.1:6399",
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299",
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "VIRTUAL_ENV": str(BIN.parent),
-    }
+    # The nodes know the S3 server's key, as by a role.
+    environment = (
+        os.environ
+        | s3
+        | {
+            "RAY_ADDRESS": "127.0.0.1:6399",
+            "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "VIRTUAL_ENV": str(BIN.parent),
+        }
+    )
     command = [
         BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--port=6399",
         "--node-ip-address=127.0.0.1", "--dashboard-port=8299", "--disable-usage-stats",
@@ -88,8 +95,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             wait_until(lambda: _is_up(environment), 60)
             yield environment
         finally:
-            head.terminate()
-            head.wait(timeout=60)
+            head.kill()  # what it started ends with it; asked politely it takes half a minute
+            head.wait()
 
 
 def _is_up(environment: dict[str, str]) -> bool:

@@ -13,8 +13,8 @@ from liser_dist import distillation
 from liser_dist.checkpoints import Checkpoint, save_checkpoint
 from liser_dist.command import read_spec
 from liser_dist.errors import LiserError
-from liser_dist.ledger import Ledger
 from liser_dist.learning import DISTILLED
+from liser_dist.ledger import Ledger
 from liser_dist.spec import DistillSpec
 from liser_dist.students import Student
 
@@ -34,7 +34,8 @@ def audio_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     config = ASTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        num_mel_bins=32, max_length=64, id2label={0: "neu", 1: "hap"}, label2id={"neu": 0, "hap": 1},
+        num_mel_bins=32, max_length=64,
+        id2label={0: "neu", 1: "hap"}, label2id={"neu": 0, "hap": 1},
     )  # fmt: skip
     ASTForAudioClassification(config).save_pretrained(folder)
     ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""jobs/distill.py on a real Ray: every clip accounted for, and the same weights for the same job."""
+"""jobs/distill.py on a real Ray: every clip accounted for; the same weights for the same job."""
 
 import json
 import subprocess
