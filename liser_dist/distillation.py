@@ -93,6 +93,8 @@ def run(job: Plan) -> tuple[DistillResult, str]:
     """Carry a plan out; returns the result and the place where it was written."""
     spec = job.spec
     run_place = new_run(spec.output, spec.name)
+    if spec.synthetic is not None:
+        screen.print_synthetic(spec.synthetic)
     cluster.start_ray(job.capacity)
     desk = pipeline.open_desk()
     labelled, rejected = read_labelled(job, desk)

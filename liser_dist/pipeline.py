@@ -139,7 +139,7 @@ class Decode:
     """Sample -> Clip, with a guarded child process that survives nothing but is replaced."""
 
     def __init__(self, clip: ClipSpec, seed: int, epochs: int, centred: bool, desk: Any) -> None:
-        from liser_dist.decode import ClipDecoder
+        from liser_dist.guard import ClipDecoder
 
         self.clip, self.seed, self.epochs, self.centred = clip, seed, epochs, centred
         self.desk = desk

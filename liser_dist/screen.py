@@ -15,7 +15,7 @@ from liser_dist.cluster import Capacity, needs_of, total_of
 from liser_dist.desk import Progress
 from liser_dist.results import DistillResult, StudentScores, TeacherScores
 from liser_dist.shards import Shard
-from liser_dist.spec import DistillSpec
+from liser_dist.spec import EMOTIONS, DistillSpec, SyntheticSpec
 
 LIVE_EVERY_S = 1.0
 PLAIN_EVERY_S = 15.0
@@ -83,6 +83,18 @@ def print_plan(
     wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total_of(needs_of(spec)).items())
     there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())
     console.print(f"needed at least: {wanted}; {capacity.where} has {there}: it fits")
+
+
+def print_synthetic(spec: SyntheticSpec) -> None:
+    """What the synthetic corpus is, and what its teachers have seen."""
+    labels = spec.labelled_per_emotion * len(EMOTIONS)
+    console.print(
+        f"A synthetic corpus, which shows that the mechanism works and not what it is worth: "
+        f"{spec.unlabelled_clips} unlabelled clips, {labels} labelled ones, other speakers in "
+        "each set. The teachers' backbones were trained on speakers of their own and stand for "
+        f"what large public models bring; their heads were fitted on the very {labels} labels "
+        "that the label-only student gets."
+    )
 
 
 def print_controls(result: DistillResult, pseudo_labelled: StudentScores) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import liser_dist.decode
-from liser_dist.decode import ClipDecoder, decode_clip
+from liser_dist.decode import decode_clip
 from liser_dist.errors import SampleError, SpecError
+from liser_dist.guard import ClipDecoder
 from liser_dist.records import Reason, Sample
 from liser_dist.spec import ClipSpec
 
