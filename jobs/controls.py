@@ -15,7 +15,6 @@ The first two learn from the very batches of the distilled student; the third is
 import sys
 from pathlib import Path
 
-from liser_dist import cluster, distillation, screen
 from liser_dist.command import read_command, run_job
 from liser_dist.spec import DistillSpec, StudentTeacher, TeachersSpec
 
@@ -25,6 +24,8 @@ COMPARED = ("labels_only", "speech_only", "shuffled_targets", "shuffled_faces")
 
 def main() -> None:
     asked = read_command(sys.argv[1:], DEFAULT, "The demo and its controls.").spec
+    from liser_dist import cluster, distillation, screen  # heavy: see jobs/distill.py
+
     first = asked.model_copy(update={"compare": COMPARED, "name": f"{asked.name}-controls"})
     result, place = distillation.run(distillation.plan(first))
     second, _ = distillation.run(distillation.plan(pseudo_labelled(first, result.checkpoint)))

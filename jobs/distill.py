@@ -11,7 +11,6 @@ The line above is for the shell: run as a command, this finds the environment's 
 import sys
 from pathlib import Path
 
-from liser_dist import cluster, distillation, screen
 from liser_dist.command import read_command, run_job
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
@@ -19,6 +18,10 @@ DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
 
 def main() -> None:
     command = read_command(sys.argv[1:], DEFAULT, "Distil a student from unlabelled video.")
+    # Heavy: a mistake in the spec is told before, and a spawned child that loads this file
+    # as its main module needs none of it.
+    from liser_dist import cluster, distillation, screen
+
     plan = distillation.plan(command.spec, make_corpus=not command.check)
     if command.check:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)

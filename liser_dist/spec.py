@@ -42,7 +42,7 @@ class SyntheticSpec(Spec):
     place: Place = "~/.cache/liser_dist/synthetic"
     seed: int | None = Field(None, description="the corpus's seed; the job's own when not given")
     labelled_per_emotion: Count = 2
-    unlabelled_clips: Count = 960
+    unlabelled_clips: Count = 1440
     validation_clips: Count = 120
     test_clips: Count = 240
     clips_per_shard: Count = 60
