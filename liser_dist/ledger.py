@@ -9,11 +9,13 @@ import base64
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pyroaring import BitMap
 
 from liser_dist.records import Provenance
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,49 +30,48 @@ class Rejection:
 
 
 class Ledger:
-    """The clips that a run is done with."""
+    """The clips that a run is done with.
+
+    Attributes:
+        passes: clips trained or rejected, counted once an epoch.
+        trained: distinct clips in the weights.
+        total: distinct clips of the run so far.
+    """
 
     def __init__(self) -> None:
-        self._rejections: dict[tuple[str, int], Rejection] = {}
+        self.passes = self.trained = self.total = 0
         self._trained: dict[tuple[int, str], BitMap] = {}
         self._rejected: dict[tuple[int, str], BitMap] = {}
+        self._rejections: dict[tuple[str, int], Rejection] = {}
+        # Of all epochs: by shard, what was trained, and what was trained or rejected.
+        self._ever_trained: dict[str, BitMap] = {}
+        self._ever_seen: dict[str, BitMap] = {}
 
     def enter(self, rows: Iterable[Provenance]) -> None:
         """Enter the clips of a step, after that step."""
         for row in rows:
-            book = self._rejected if row.rejected else self._trained
-            book.setdefault((row.epoch, row.shard), BitMap()).add(row.index)
+            self._mark(row.epoch, row.shard, BitMap([row.index]), row.rejected)
             if row.rejected:
                 why = Rejection(row.key, row.shard, row.index, str(row.reason), row.detail)
                 self._rejections.setdefault((row.shard, row.index), why)
+
+    def _mark(self, epoch: int, shard: str, clips: BitMap, rejected: bool) -> None:
+        book = self._rejected if rejected else self._trained
+        self.passes += _add(book, (epoch, shard), clips)
+        self.total += _add(self._ever_seen, shard, clips)
+        if not rejected:
+            self.trained += _add(self._ever_trained, shard, clips)
+
+    @property
+    def rejected(self) -> int:
+        """Distinct clips that no epoch trained."""
+        return self.total - self.trained
 
     def finished(self, epoch: int, shard: str) -> BitMap:
         """The clips of a shard that this epoch need not see again."""
         empty = BitMap()
         visit = (epoch, shard)
         return self._trained.get(visit, empty) | self._rejected.get(visit, empty)
-
-    @property
-    def passes(self) -> int:
-        """Clips trained or rejected, counted once an epoch."""
-        return sum(
-            len(marks) for book in (self._trained, self._rejected) for marks in book.values()
-        )
-
-    @property
-    def trained(self) -> int:
-        """Distinct clips in the weights."""
-        return _distinct(self._trained)
-
-    @property
-    def rejected(self) -> int:
-        """Distinct clips rejected in every epoch that reached them."""
-        return self.total - self.trained
-
-    @property
-    def total(self) -> int:
-        """Distinct clips of the run so far."""
-        return _distinct(self._trained, self._rejected)
 
     def rejections(self) -> list[Rejection]:
         """Why each distinct clip was rejected, in the order of shards."""
@@ -92,10 +93,10 @@ class Ledger:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         ledger = cls()
-        for name, book in (("trained", ledger._trained), ("rejected", ledger._rejected)):
+        for name in ("trained", "rejected"):
             for entry in content[name]:
-                marks = BitMap.deserialize(base64.b64decode(entry["clips"]))
-                book[entry["epoch"], entry["shard"]] = marks
+                clips = BitMap.deserialize(base64.b64decode(entry["clips"]))
+                ledger._mark(entry["epoch"], entry["shard"], clips, name == "rejected")
         for entry in content["rejections"]:
             why = Rejection(*entry)
             ledger._rejections[why.shard, why.index] = why
@@ -106,9 +107,9 @@ def _packed(marks: BitMap) -> str:
     return base64.b64encode(marks.serialize()).decode()
 
 
-def _distinct(*books: dict[tuple[int, str], BitMap]) -> int:
-    shards: dict[str, BitMap] = {}
-    for book in books:
-        for (_, shard), marks in book.items():
-            shards[shard] = shards.get(shard, BitMap()) | marks
-    return sum(len(marks) for marks in shards.values())
+def _add(book: dict[K, BitMap], key: K, clips: BitMap) -> int:
+    """Add clips to a bitmap of the book; returns how many were new."""
+    marks = book.setdefault(key, BitMap())
+    before = len(marks)
+    marks |= clips
+    return len(marks) - before

@@ -350,6 +350,11 @@ class DistillSpec(Spec):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         self._emotions_agree()
+        if self.train.batch_size < self.train.workers:
+            raise ValueError(
+                f"`train.batch_size` {self.train.batch_size} leaves some of the "
+                f"`train.workers` {self.train.workers} without a clip: make it larger"
+            )
         self._losses_have_sources()
         if self.compare and self.data.labelled is None and "labels_only" in self.compare:
             raise ValueError("`compare: labels_only` needs `data.labelled`, which is not given")

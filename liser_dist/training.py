@@ -25,6 +25,7 @@ from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed as dist
+from torch.utils.tensorboard import SummaryWriter
 
 from liser_dist import storage
 from liser_dist.batches import Batcher
@@ -186,7 +187,8 @@ class TrainLoop:
         self.validation = LabelledSet.of(validation, self.batcher) if validation else None
         self.ledger = Ledger()
         self.clock = Clock()
-        self.board = self._open_board() if self.rank == 0 else None
+        self.scratch = tempfile.TemporaryDirectory(prefix="liser-board-")
+        self.board = SummaryWriter(self.scratch.name) if self.rank == 0 else None
 
     def run(self) -> None:
         stream = ray.train.get_dataset_shard(STREAM).iter_batches(
@@ -283,11 +285,7 @@ class TrainLoop:
             summary = Summary(place, clock.first_step_at, clock.training_s, clock.wait_share)
             content = json.dumps(asdict(summary)).encode()
             storage.write_bytes(storage.join(self.job.run, SUMMARY), content)
-        if self.board is not None:
-            self.board.close()
-            storage.upload_folder(
-                Path(self.board.log_dir), storage.join(self.job.run, "tensorboard")
-            )
+        self.scratch.cleanup()
 
     def _save(self, finished: bool) -> str:
         """The first worker writes; all hold the same."""
@@ -314,12 +312,11 @@ class TrainLoop:
             ),
         )
         remove_old(self.job.run, self.spec.train.keep)
+        if self.board is not None:
+            self.board.flush()
+            curves = storage.join(self.job.run, "tensorboard")
+            storage.upload_folder(Path(self.scratch.name), curves)
         return place
-
-    def _open_board(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(tempfile.mkdtemp(prefix="liser-board-"))
 
     def _show(self, step: Step) -> None:
         if self.board is not None:

@@ -84,7 +84,7 @@ def ray_cluster(
         }
     )
     command = [
-        BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--port=6399",
+        BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--num-gpus=1", "--port=6399",
         "--node-ip-address=127.0.0.1", "--dashboard-port=8299", "--disable-usage-stats",
         f"--temp-dir={scratch}",
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from liser_dist.features import LogMel
 from liser_dist.learning import Learner
 from liser_dist.losses import ClassBalance, divergence
 from liser_dist.records import Example
-from liser_dist.spec import AugmentSpec, DistillSpec
+from liser_dist.spec import AugmentSpec, DistillSpec, TrainSpec
 
 EMOTIONS = ("neutral", "happy", "sad")
 DIMS = {"speech": 5, "face": 4}
@@ -120,6 +120,20 @@ def test_any_split_over_workers_gives_the_gradient_of_one_process(
         expected = whole[split.rpartition(", ")[2]]
         assert expected.abs().max() > 1e-3
         assert (expected - shared).abs().max() < 1e-6, split
+
+
+@pytest.mark.parametrize("train", [{"precision": "bf16"}, {"average": 0.5}])
+def test_students_learn_what_they_are_taught(train: dict[str, object]) -> None:
+    clips = [example(n) for n in range(8)]
+    settings = spec(balance="none").model_copy(
+        update={"train": TrainSpec(learning_rates=(0.01,), **train)}
+    )
+    known = torch.ones(2, 3, dtype=torch.bool)
+    learner = Learner(settings, known, DIMS, torch.device("cpu"))
+    losses = [float(learner.learn(batch(clips, []), 0.1).loss[0]) for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+    weights = list(learner.students()[0].parameters())
+    assert all(weight.isfinite().all() for weight in weights)
 
 
 def test_divergence_is_zero_where_student_and_teacher_agree_and_ignores_unknown_emotions() -> None:

@@ -53,6 +53,7 @@ def test_any_field_is_given_on_the_command_line_by_its_dotted_name(file: Path) -
         ({"emotions": ["sad", "sad"]}, ["emotions", "twice"]),
         ({"resources": {"decoders": [4, 2]}}, ["decoders", "[4, 2]"]),
         ({"train": {"learning_rates": [0.1, 0.2]}}, ["learning_rates", "data.validation"]),
+        ({"train": {"workers": 9, "batch_size": 8}}, ["train.batch_size", "8", "9"]),
         ({"loss": {"speech_kl": 0}}, ["learn nothing", "loss.speech_kl"]),
         ({"compare": ["labels_only"]}, ["compare", "data.labelled"]),
         (
