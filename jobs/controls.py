@@ -6,7 +6,7 @@ The demo beside ways in which distillation must not help.
     jobs/controls.py [SPEC] [--FIELD VALUE ...]
 
 1. Targets shuffled between the clips of a batch: only their distribution is left.
-2. Face and voice swapped between clips: the face teacher's gain must go, the speech teacher's stay.
+2. The face teacher alone, and the same with the faces of other clips: its gain must go.
 3. A student taught by the label-only student's own pseudo-labels: no teacher knows more than it.
 
 The first two learn from the very batches of the distilled student; the third is a run of its own.
@@ -19,7 +19,7 @@ from liser_dist.command import read_command, run_job
 from liser_dist.spec import DistillSpec, StudentTeacher, TeachersSpec
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
-COMPARED = ("labels_only", "speech_only", "shuffled_targets", "shuffled_faces")
+COMPARED = ("labels_only", "speech_only", "face_only", "swapped_faces", "shuffled_targets")
 
 
 def main() -> None:

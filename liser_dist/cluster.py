@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from liser_dist.errors import CapacityError
 from liser_dist.spec import DistillSpec
 
 logger = logging.getLogger(__name__)
+
+STARTED_HERE = Path("/tmp/ray/ray_current_cluster")  # where `ray start` notes its address
 
 Amounts = dict[str, float]  # "CPU", "GPU"
 
@@ -81,23 +84,43 @@ def _quiet_ray() -> None:
 
 
 def find_cluster() -> Capacity:
-    """The running cluster, connected to, when there is one; else what this machine has."""
+    """The running cluster, connected to, when there is one; else what this machine has.
+
+    Raises CapacityError when RAY_ADDRESS names a cluster that does not answer.
+    """
     import ray
 
     _quiet_ray()
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     if not ray.is_initialized():
-        try:
-            ray.init(address="auto", **options)
-        except ConnectionError as error:
-            if address := os.environ.get("RAY_ADDRESS"):
-                raise CapacityError(
-                    f"no Ray cluster answers at RAY_ADDRESS {address!r}: start one with "
-                    "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
-                ) from error
+        address = os.environ.get("RAY_ADDRESS") or _started_here()
+        if address is None:
             return Capacity("this machine", {"CPU": float(_cores()), "GPU": float(_gpus())})
+        try:
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise CapacityError(
+                f"no Ray cluster answers at {address}: start one with `ray start --head`, or "
+                "unset RAY_ADDRESS to run on this machine"
+            ) from error
     found = ray.cluster_resources()
     return Capacity("the Ray cluster", {kind: found.get(kind, 0.0) for kind in ("CPU", "GPU")})
+
+
+def _started_here() -> str | None:
+    """The address of a cluster that `ray start` left on this machine, while it answers.
+
+    Ray's own search would also find a cluster that some other job runs for itself alone, and
+    that ends with it.
+    """
+    if not STARTED_HERE.exists():
+        return None
+    address = STARTED_HERE.read_text().strip()
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except (OSError, ValueError):
+        return None  # it ended without a word
+    return address
 
 
 def start_ray(capacity: Capacity) -> None:

@@ -52,13 +52,15 @@ def _loss_of(kind: str, loss: LossSpec) -> LossSpec:
             return loss.model_copy(update={"speech_kl": 0.0, "face_kl": 0.0, "embedding": 0.0})
         case "speech_only":
             return loss.model_copy(update={"face_kl": 0.0})
+        case "face_only" | "swapped_faces":
+            return loss.model_copy(update={"speech_kl": 0.0})
         case _:
             return loss
 
 
 def treated(kind: Comparison | str, batch: StudentBatch, draw: torch.Generator) -> StudentBatch:
     """The batch as a comparison sees it: what teachers said moved to other clips."""
-    if kind not in ("shuffled_targets", "shuffled_faces"):
+    if kind not in ("shuffled_targets", "swapped_faces"):
         return batch
     order = torch.randperm(len(batch.label), generator=draw, device="cpu").to(batch.label.device)
     shuffled = batch.rows(order)

@@ -108,8 +108,9 @@ def print_controls(result: DistillResult, pseudo_labelled: StudentScores) -> Non
     rows = {
         "both teachers": result.student,
         "speech teacher alone": result.comparisons["speech_only"],
-        "both, faces swapped between clips": result.comparisons["shuffled_faces"],
-        "both, targets shuffled between clips": result.comparisons["shuffled_targets"],
+        "face teacher alone": result.comparisons["face_only"],
+        "face teacher alone, faces swapped between clips": result.comparisons["swapped_faces"],
+        "both teachers, targets shuffled between clips": result.comparisons["shuffled_targets"],
         "the label-only student's pseudo-labels": pseudo_labelled,
     }
     for name, scores in rows.items():

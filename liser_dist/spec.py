@@ -97,7 +97,13 @@ class ClipSpec(Spec):
 
 # ---------------------------------------------------------------- teachers
 
-Comparison = Literal["labels_only", "speech_only", "shuffled_targets", "shuffled_faces"]
+Comparison = Literal[
+    "labels_only",  # no teacher
+    "speech_only",
+    "face_only",
+    "swapped_faces",  # the face teacher alone, having seen the faces of other clips
+    "shuffled_targets",  # what both teachers said, of other clips
+]
 
 Labels = Annotated[
     dict[str, str], Field(description="the teacher's name of an emotion -> the job's; many to one")
