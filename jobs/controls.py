@@ -16,18 +16,23 @@ import sys
 from pathlib import Path
 
 from liser_dist.command import read_command, run_job
-from liser_dist.spec import DistillSpec, StudentTeacher, TeachersSpec
+from liser_dist.spec import DistillSpec, StudentTeacher
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
 COMPARED = ("labels_only", "speech_only", "face_only", "swapped_faces", "shuffled_targets")
 
 
 def main() -> None:
-    asked = read_command(sys.argv[1:], DEFAULT, "The demo and its controls.").spec
+    command = read_command(sys.argv[1:], DEFAULT, "The demo and its controls.")
+    asked = command.spec
     from liser_dist import cluster, distillation, screen  # heavy: see jobs/distill.py
 
-    first = asked.model_copy(update={"compare": COMPARED, "name": f"{asked.name}-controls"})
-    result, place = distillation.run(distillation.plan(first))
+    first = changed(asked, compare=COMPARED, name=f"{asked.name}-controls")
+    plan = distillation.plan(first, make_corpus=not command.check)
+    if command.check:
+        screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        return
+    result, place = distillation.run(plan)
     second, _ = distillation.run(distillation.plan(pseudo_labelled(first, result.checkpoint)))
     cluster.leave_ray()
     screen.print_result(result)
@@ -38,8 +43,14 @@ def main() -> None:
 def pseudo_labelled(spec: DistillSpec, checkpoint: str) -> DistillSpec:
     """The same job with the label-only student for a teacher."""
     teacher = StudentTeacher(model=checkpoint, which="labels_only")
-    changed = {"teachers": TeachersSpec(speech=teacher), "compare": (), "synthetic": None}
-    return spec.model_copy(update={**changed, "name": f"{spec.name}-pseudo-labels"})
+    teachers = {"speech": teacher, "face": None, "batch_size": spec.teachers.batch_size}
+    name = f"{spec.name}-pseudo-labels"
+    return changed(spec, teachers=teachers, compare=(), synthetic=None, name=name)
+
+
+def changed(spec: DistillSpec, **fields: object) -> DistillSpec:
+    """The spec with other fields, checked as any."""
+    return DistillSpec.model_validate({**spec.model_dump(), **fields})
 
 
 if __name__ == "__main__":

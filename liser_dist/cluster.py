@@ -11,6 +11,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from joblib import cpu_count
+
 from liser_dist.errors import CapacityError
 from liser_dist.spec import DistillSpec
 
@@ -34,7 +36,11 @@ class Need:
 @dataclass(frozen=True, slots=True)
 class Capacity:
     where: str
-    amounts: Amounts
+    nodes: tuple[Amounts, ...]
+
+    @property
+    def amounts(self) -> Amounts:
+        return {kind: sum(node.get(kind, 0.0) for node in self.nodes) for kind in ("CPU", "GPU")}
 
 
 def needs_of(spec: DistillSpec) -> list[Need]:
@@ -72,6 +78,24 @@ def require_fit(spec: DistillSpec, capacity: Capacity) -> None:
             f"{capacity.where} has {there:g}, so {wanted - there:g} {kind}s are missing; lower "
             "`resources` or `train.workers`, or run it on a larger cluster"
         )
+    _require_room(needs, capacity)
+
+
+def _require_room(needs: list[Need], capacity: Capacity) -> None:
+    """Each worker, actor and task wants its amounts on one node: largest first, where it fits."""
+    free = [dict(node) for node in capacity.nodes]
+    for need in sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True):
+        wanted = {"CPU": need.cpus, "GPU": need.gpus}
+        for _ in range(need.count):
+            room = [n for n in free if all(n.get(k, 0.0) + 1e-6 >= w for k, w in wanted.items())]
+            if not room:
+                raise CapacityError(
+                    f"the job does not fit: {need.stage} want {need.cpus:g} CPUs and "
+                    f"{need.gpus:g} GPUs each on one node, and no node of {capacity.where} has "
+                    "room for them; lower `resources` or `train.workers`, or use larger nodes"
+                )
+            for kind, amount in wanted.items():
+                room[0][kind] = room[0].get(kind, 0.0) - amount
 
 
 def _quiet_ray() -> None:
@@ -94,16 +118,17 @@ def find_cluster() -> Capacity:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or _started_here()
         if address is None:
-            return Capacity("this machine", {"CPU": float(_cores()), "GPU": float(_gpus())})
+            return Capacity("this machine", ({"CPU": float(cpu_count()), "GPU": float(_gpus())},))
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
-        except ConnectionError as error:
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            why = " ".join(str(error).split())[:300]
             raise CapacityError(
-                f"no Ray cluster answers at {address}: start one with `ray start --head`, or "
-                "unset RAY_ADDRESS to run on this machine"
+                f"cannot connect to a Ray cluster at {address}: {why}; start one with `ray start "
+                "--head`, or unset RAY_ADDRESS to run on this machine"
             ) from error
-    found = ray.cluster_resources()
-    return Capacity("the Ray cluster", {kind: found.get(kind, 0.0) for kind in ("CPU", "GPU")})
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Capacity("the Ray cluster", nodes)
 
 
 def _started_here() -> str | None:
@@ -144,10 +169,6 @@ def leave_ray() -> None:
     import ray
 
     ray.shutdown()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _gpus() -> int:

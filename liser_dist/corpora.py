@@ -38,7 +38,7 @@ from liser_dist import backbones, drawing, synthesis
 from liser_dist.drawing import FRAME_PX, FRAMES_PER_S
 from liser_dist.errors import SpecError
 from liser_dist.shards import find_shards, read_samples, write_shards
-from liser_dist.spec import EMOTIONS, ClipSpec, SyntheticSpec
+from liser_dist.spec import EMOTIONS, SYNTHETIC_VERSION, ClipSpec, SyntheticSpec
 from liser_dist.synthesis import SAMPLE_RATE_HZ, Floats, Person
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _enter_process() -> None:
 
 
 def _start_backbones(pool: Executor, spec: SyntheticSpec) -> dict[str, Future[Path]]:
-    folder = spec.root.parent / f"backbones-{spec.backbone_clips}"
+    folder = spec.root.parent / f"backbones-{spec.backbone_clips}-v{SYNTHETIC_VERSION}"
     return {
         name: pool.submit(_make_backbone, name, folder / name, spec.backbone_clips)
         for name in ("speech", "face")

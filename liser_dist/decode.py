@@ -205,19 +205,22 @@ def _cut_sound(
     length_s: float,
     spec: ClipSpec,
 ) -> NDArray[np.int16]:
-    """The window's sound; zeros where it begins before the sound does."""
-    first = round((start_s - sound_start_s) * spec.sample_rate_hz)
-    count = round(length_s * spec.sample_rate_hz)
-    heard = sound[max(0, first) : max(0, first + count)]
-    pcm = np.clip(np.rint(heard * 32768), -32768, 32767).astype(np.int16)
+    """The window's sound; zeros where it begins before the sound does.
+
+    Whether a clip is silent or without speech is judged on all of it: a verdict that hung on the
+    window would differ from epoch to epoch.
+    """
+    pcm = np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)
     if pcm.size == 0 or pcm.min() == pcm.max():
-        raise SampleError(Reason.SILENT, f"from {start_s:.2f} s on")
-    waveform = np.concatenate([np.zeros(min(count, max(0, -first)), np.int16), pcm])
+        raise SampleError(Reason.SILENT)
     if spec.min_speech_s > 0:
-        heard_s = speech_s(waveform, spec.sample_rate_hz)
+        heard_s = speech_s(pcm, spec.sample_rate_hz)
         if heard_s < spec.min_speech_s:
             raise SampleError(Reason.NO_SPEECH, f"{heard_s:.2f} s of speech")
-    return waveform
+    first = round((start_s - sound_start_s) * spec.sample_rate_hz)
+    count = round(length_s * spec.sample_rate_hz)
+    heard = pcm[max(0, first) : max(0, first + count)]
+    return np.concatenate([np.zeros(min(count, max(0, -first)), np.int16), heard])
 
 
 def _read_frames(

@@ -16,6 +16,7 @@ from liser_dist import cluster, pipeline, screen, storage, training
 from liser_dist.checkpoints import Checkpoint, load_checkpoint, load_student, require_same_student
 from liser_dist.errors import SpecError, TeacherError
 from liser_dist.evaluation import LabelledSet, score_student, score_teacher
+from liser_dist.faces import check_detector
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Rejection
 from liser_dist.records import Example
@@ -52,9 +53,11 @@ class Plan:
 def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
     """Check all that can be checked before Ray is asked for anything. Raises LiserError."""
     started = time.time()
+    spec = spec.with_absolute_places()
     capacity = cluster.find_cluster()
     cluster.require_fit(spec, capacity)
     storage.require_writable(spec.output, "output")
+    check_detector(spec.clip)
     if spec.synthetic is not None and make_corpus:
         from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
 
@@ -66,8 +69,37 @@ def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
         for name in ("unlabelled", *LABELLED_SETS):
             if (place := getattr(spec.data, name)) is not None:
                 shards[name] = find_shards(place, f"data.{name}")
+        require_distinct_shards(shards)
         teachers = describe_teachers(spec)
+        require_something_to_learn(spec, teachers)
     return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)
+
+
+def require_distinct_shards(shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Raise SpecError when one shard is in two sets."""
+    set_of: dict[str, str] = {}
+    for name, found in shards.items():
+        for shard in found:
+            if (other := set_of.setdefault(shard.place, name)) != name:
+                raise SpecError(
+                    f"the shard {shard.place} is in `data.{other}` and in `data.{name}`: give "
+                    "each set a folder of its own"
+                )
+
+
+def require_something_to_learn(spec: DistillSpec, teachers: Mapping[str, TeacherFacts]) -> None:
+    """Raise SpecError when no term of the loss has anything to speak of."""
+    weights = {"speech": spec.loss.speech_kl, "face": spec.loss.face_kl}
+    if spec.loss.label_ce and spec.data.labelled is not None:
+        return
+    for name, facts in teachers.items():
+        if (weights[name] and any(facts.known)) or (spec.loss.embedding and facts.embedding_dim):
+            return
+    raise SpecError(
+        "the student would learn nothing: the teachers give embeddings alone and "
+        f"`loss.embedding` is {spec.loss.embedding:g}; give it a weight above 0, or a teacher "
+        "that is a classifier"
+    )
 
 
 def describe_teachers(spec: DistillSpec) -> dict[str, TeacherFacts]:
@@ -92,7 +124,7 @@ def describe_teachers(spec: DistillSpec) -> dict[str, TeacherFacts]:
 def run(job: Plan) -> tuple[DistillResult, str]:
     """Carry a plan out; returns the result and the place where it was written."""
     spec = job.spec
-    run_place = new_run(spec.output, spec.name)
+    run_place = new_run(spec)
     if spec.synthetic is not None:
         screen.print_synthetic(spec.synthetic)
     cluster.start_ray(job.capacity)
@@ -118,7 +150,11 @@ def read_labelled(
     visits = [ShardVisit(0, place) for place in set_of]
     clips: dict[str, list[Example]] = {name: [] for name in names}
     rejected: dict[str, list[Rejection]] = {name: [] for name in names}
-    examples = pipeline.read_all(pipeline.build_examples(job.spec, visits, desk, labelled=True))
+    # Teachers are scored on the test set; what they say of the others nobody asks.
+    taught = {shard.place for shard in job.shards.get("test", ())}
+    examples = pipeline.read_all(
+        pipeline.build_examples(job.spec, visits, desk, labelled=True, taught=taught)
+    )
     for example in examples:
         name, known = set_of[example.shard], example.emotion in job.spec.emotions
         if example.rejected or not known:
@@ -128,8 +164,19 @@ def read_labelled(
             rejected[name].append(why)
         else:
             clips[name].append(example)
+    require_labels(job.spec, clips)
     require_disjoint_speakers(clips)
     return clips, rejected
+
+
+def require_labels(spec: DistillSpec, clips: Mapping[str, Sequence[Example]]) -> None:
+    """Raise SpecError when a labelled set has no clip to learn from or be scored on."""
+    for name, examples in clips.items():
+        if not examples:
+            raise SpecError(
+                f"`data.{name}` {getattr(spec.data, name)} has no clip with an `emotion` of the "
+                f"job's {list(spec.emotions)} in its JSON: mend the labels, or leave the set out"
+            )
 
 
 def require_disjoint_speakers(clips: Mapping[str, Sequence[Example]]) -> None:

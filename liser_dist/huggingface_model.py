@@ -23,7 +23,7 @@ from liser_dist.model_folder import (
     find_folder,
     read_model_folder,
 )
-from liser_dist.records import Clip
+from liser_dist.records import Clip, to_floats
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -280,11 +280,6 @@ def _argument_names(module: nn.Module) -> set[str]:
 
 
 # ---------------------------------------------------------------- arithmetic
-
-
-def to_floats(waveform: NDArray[np.int16]) -> Floats:
-    """Sound as the nets know it: the same shape, in -1..1."""
-    return np.asarray(waveform / np.float32(32768), np.float32)
 
 
 def _spread(given: int, wanted: int) -> NDArray[np.intp]:

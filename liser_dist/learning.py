@@ -58,15 +58,31 @@ def _loss_of(kind: str, loss: LossSpec) -> LossSpec:
             return loss
 
 
+def _embeddings_of(arm: Arm, embeddings: Mapping[str, int]) -> dict[str, int]:
+    """Of the teachers that this arm learns from."""
+    alone = {"speech_only": "speech", "face_only": "face", "swapped_faces": "face"}
+    if not arm.loss.embedding:
+        return {}
+    return {n: dim for n, dim in embeddings.items() if alone.get(arm.kind, n) == n}
+
+
 def treated(kind: Comparison | str, batch: StudentBatch, draw: torch.Generator) -> StudentBatch:
     """The batch as a comparison sees it: what teachers said moved to other clips."""
     if kind not in ("shuffled_targets", "swapped_faces"):
         return batch
-    order = torch.randperm(len(batch.label), generator=draw, device="cpu").to(batch.label.device)
-    shuffled = batch.rows(order)
     names = TEACHERS if kind == "shuffled_targets" else ("face",)
+    # Among the clips that were taught, and none keeps its own: what is taken away is whose
+    # target it was, and nothing else.
+    heard = torch.stack([batch.teacher(name).given for name in names]).any(dim=0)
+    taught = heard.nonzero()[:, 0].cpu()
+    if len(taught) < 2:
+        return batch
+    distance = int(torch.randint(1, len(taught), (1,), generator=draw))
+    order = torch.arange(len(heard))
+    order[taught] = taught.roll(distance)
+    moved = batch.rows(order.to(heard.device))
     for name in names:
-        batch = batch.with_teacher(name, shuffled.teacher(name))
+        batch = batch.with_teacher(name, moved.teacher(name))
     return batch
 
 
@@ -111,9 +127,7 @@ class Learner:
         """`known` [2, emotions] bool of the two teachers; `embeddings` widths the loss needs."""
         self.spec, self.device = spec, device
         self.arms = arms_of(spec)
-        students = [
-            self._new_student(embeddings if arm.loss.embedding else {}) for arm in self.arms
-        ]
+        students = [self._new_student(_embeddings_of(arm, embeddings)) for arm in self.arms]
         self.balance = ClassBalance(spec.loss.balance, known).to(device)
         self.module = Arms(self.arms, students, self.balance).to(device)
         self.averaged = (
@@ -130,7 +144,9 @@ class Learner:
         )
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.parallel: nn.Module = (
-            DistributedDataParallel(self.module) if self.workers > 1 else self.module
+            DistributedDataParallel(self.module, broadcast_buffers=False)
+            if self.workers > 1
+            else self.module
         )
         self.steps = 0
         self.best: dict[str, dict[str, Tensor]] = {}
@@ -144,9 +160,10 @@ class Learner:
         return Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz, embeddings)
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with a trained student's weights."""
+        """Begin with a trained student's weights; what projects onto teachers is learned anew."""
         for student in self.module:
-            student.load_state_dict(dict(weights), strict=False)
+            known = {n: w for n, w in weights.items() if not n.startswith("projections.")}
+            student.load_state_dict(student.state_dict() | known)
 
     def learn(self, batch: StudentBatch, progress: float) -> Step:
         """One step on this worker's part of the batch. Every worker takes every step.

@@ -74,11 +74,15 @@ class Ledger:
         return self._trained.get(visit, empty) | self._rejected.get(visit, empty)
 
     def rejections(self) -> list[Rejection]:
-        """Why each distinct clip was rejected, in the order of shards."""
-        return [why for _, why in sorted(self._rejections.items())]
+        """Why each clip was rejected that no epoch trained, in the order of shards."""
+        return [
+            why
+            for (shard, index), why in sorted(self._rejections.items())
+            if index not in self._ever_trained.get(shard, ())
+        ]
 
     def reasons(self) -> Counter[str]:
-        return Counter(why.reason for why in self._rejections.values())
+        return Counter(why.reason for why in self.rejections())
 
     def to_json(self) -> dict[str, Any]:
         """For a checkpoint: bitmaps in roaring's own form, base64."""

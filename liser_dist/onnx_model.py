@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liser_dist.errors import StorageError, TeacherError
-from liser_dist.huggingface_model import Answer, Floats, to_floats
+from liser_dist.huggingface_model import Answer, Floats
 from liser_dist.model_folder import Modality
-from liser_dist.records import Clip
+from liser_dist.records import Clip, to_floats
 from liser_dist.spec import ClipSpec, ImageInput, MelPowerInput, OnnxTeacher
 from liser_dist.storage import read_bytes
 

@@ -11,17 +11,22 @@ a pipeline's actors with each execution, which is why the epochs are one dataset
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
 
 from liser_dist.desk import Desk, Progress
+from liser_dist.errors import LiserError
 from liser_dist.records import Clip, Example, Provenance, Sample, Targets, stable_hash
 from liser_dist.shards import ShardVisit, read_samples
 from liser_dist.spec import ClipSpec, DistillSpec, TeachersSpec
+
+if TYPE_CHECKING:
+    from liser_dist.teachers import Teacher
 
 # Blocks are what Ray schedules, moves and splits: small ones keep the first batch near and the
 # object store empty, larger ones cost the scheduler less.
@@ -59,11 +64,13 @@ def build_examples(
     desk: Any,
     *,
     labelled: bool = False,
+    taught: Collection[str] | None = None,
     finished: Mapping[tuple[int, str], Any] | None = None,
 ) -> Dataset:
     """The stream of a run: one row a clip and epoch, but for those that are `finished`.
 
-    Nothing runs until the dataset is read.
+    `taught`: the shards whose clips the teachers are asked about; all, when not given. Nothing
+    runs until the dataset is read.
     """
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
@@ -99,7 +106,7 @@ def build_examples(
             fn_constructor_kwargs={
                 "teachers": spec.teachers, "emotions": spec.emotions, "clip": spec.clip,
                 "embeddings": spec.loss.embedding > 0, "one_by_one": spec.deterministic,
-                "threads": max(1, int(resources.teacher_cpus)),
+                "threads": max(1, int(resources.teacher_cpus)), "taught": taught,
             },
             batch_size=spec.teachers.batch_size,
             batch_format="pyarrow",
@@ -197,21 +204,32 @@ class Teach:
         embeddings: bool,
         one_by_one: bool,
         threads: int,
+        taught: Collection[str] | None,
     ) -> None:
         """`one_by_one`: a target must not depend on the clips beside it, to the last bit."""
+        if not ray.get_gpu_ids():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray would leave them in sight
         import torch
 
         from liser_dist.teachers import load_teacher
 
         torch.set_num_threads(threads)
         self.face_px, self.embeddings, self.one_by_one = clip.face_px, embeddings, one_by_one
-        self.teachers = {
-            name: load_teacher(spec, emotions, clip)
-            for name, spec in (("speech", teachers.speech), ("face", teachers.face))
-            if spec is not None
-        }
+        self.taught = taught
+        self.failure: LiserError | None = None
+        try:
+            self.teachers = {
+                name: load_teacher(spec, emotions, clip)
+                for name, spec in (("speech", teachers.speech), ("face", teachers.face))
+                if spec is not None
+            }
+        except LiserError as error:
+            # Ray keeps the text alone of what an actor's start raises: told at the first clip.
+            self.failure = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        if self.failure is not None:
+            raise self.failure
         clips = [Clip.from_row(row, self.face_px) for row in rows.to_pylist()]
         groups = [[clip] for clip in clips] if self.one_by_one else [clips]
         examples = [example for group in groups for example in self._teach(group)]
@@ -219,12 +237,22 @@ class Teach:
 
     def _teach(self, clips: list[Clip]) -> Iterator[Example]:
         silence = [Targets()] * len(clips)
-        said = {name: teacher.teach(clips) for name, teacher in self.teachers.items()}
+        said = {name: self._ask(teacher, clips) for name, teacher in self.teachers.items()}
         speech, face = said.get("speech", silence), said.get("face", silence)
         for clip, heard, seen in zip(clips, speech, face, strict=True):
             if not self.embeddings:
                 heard, seen = _without_embedding(heard), _without_embedding(seen)
             yield Example.of(clip, heard, seen)
+
+    def _ask(self, teacher: Teacher, clips: list[Clip]) -> list[Targets]:
+        """One `Targets` for each clip; empty where it is of a shard that need not be taught."""
+        asked = [
+            n for n, clip in enumerate(clips) if self.taught is None or clip.shard in self.taught
+        ]
+        targets = [Targets()] * len(clips)
+        for number, said in zip(asked, teacher.teach([clips[n] for n in asked]), strict=True):
+            targets[number] = said
+        return targets
 
 
 def _without_embedding(said: Targets) -> Targets:
@@ -236,10 +264,28 @@ def to_examples(batch: pa.Table) -> list[Example]:
 
 
 def read_all(examples: Dataset) -> list[Example]:
-    """Every example of a small dataset, by shard and index. Labelled sets are small."""
-    rows = [
-        example
-        for batch in examples.iter_batches(batch_size=64, batch_format="pyarrow")
-        for example in to_examples(batch)
-    ]
+    """Every example of a small dataset, by shard and index. Raises LiserError."""
+    try:
+        rows = [
+            example
+            for batch in examples.iter_batches(batch_size=64, batch_format="pyarrow")
+            for example in to_examples(batch)
+        ]
+    except ray.exceptions.RayError as error:
+        raise ours_in(error) from error
     return sorted(rows, key=lambda example: (example.shard, example.index))
+
+
+def ours_in(error: BaseException) -> BaseException:
+    """The LiserError that a task or worker raised, out of what Ray wrapped it in; else `error`."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, LiserError):
+            return getattr(one, "cause", one)  # Ray's own double of it carries its traceback
+        if id(one) not in seen:
+            seen.add(id(one))
+            inner = [getattr(one, "cause", None), one.__cause__]
+            inner += list((getattr(one, "worker_failures", None) or {}).values())
+            waiting += [other for other in inner if isinstance(other, BaseException)]
+    return error

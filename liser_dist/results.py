@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from liser_dist import storage
 from liser_dist.ledger import Rejection
+from liser_dist.spec import DistillSpec
 
 
 class Record(BaseModel):
@@ -71,11 +72,16 @@ class DistillResult(Record):
     spec_hash: str
 
 
-def new_run(output: str, name: str) -> str:
-    """The place of a run that is about to begin: the next number under its name."""
-    folder = storage.join(output, name)
+def new_run(spec: DistillSpec) -> str:
+    """Claim the place of a run that is about to begin: the next number under its name."""
+    folder = storage.join(spec.output, spec.name)
     taken = [int(entry) for entry in storage.list_folders(folder) if entry.isdigit()]
-    return storage.join(folder, f"{max(taken, default=0) + 1:03d}")
+    place = storage.join(folder, f"{max(taken, default=0) + 1:03d}")
+    if not storage.claim(place):
+        return new_run(spec)  # another job was faster
+    content = spec.model_dump_json(indent=1).encode()
+    storage.write_bytes(storage.join(place, "spec.json"), content)
+    return place
 
 
 def write_result(run: str, result: DistillResult) -> str:

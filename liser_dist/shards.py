@@ -25,6 +25,7 @@ from liser_dist.records import Reason, Sample
 logger = logging.getLogger(__name__)
 
 VIDEO_EXTENSIONS = ("mp4", "mov", "mkv", "webm", "avi", "flv", "ts")
+_VIDEO_ENDINGS = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
 INDEX = "index.json"  # webdataset's own form: {"shardlist": [{"url", "nsamples"}, ...]}
 _TAR_END = bytes(1024)  # an archive ends with two blocks of zeros
 
@@ -107,8 +108,8 @@ def _count(tar: storage.StoredFile, clips_per_byte: float) -> int:
         return max(1, round(tar.size_bytes * clips_per_byte))
     try:
         with tarfile.open(tar.place, "r:") as archive:
-            return sum(name.endswith(VIDEO_EXTENSIONS) for name in archive.getnames())
-    except tarfile.TarError:
+            return sum(name.endswith(_VIDEO_ENDINGS) for name in archive.getnames())
+    except (tarfile.TarError, OSError):
         return 1  # one row says that it is damaged
 
 
@@ -128,8 +129,8 @@ def read_samples(
     """The samples of a shard, but for the finished ones, in the order of the tar.
 
     What an unlabelled shard may say of emotion and speaker is not read.
-    Damage, whether in the tar or of the connection, ends the shard with one sample rejected as
-    `shard_damaged`.
+    Damage ends the shard with one sample rejected as `shard_damaged`. A shard that cannot be
+    reached is no damage: StorageError.
     """
     try:
         for index, members in enumerate(_read_members(shard)):
@@ -149,7 +150,9 @@ def read_samples(
 
 
 def _sample(members: Mapping[str, Any], shard: str, index: int, epoch: int) -> Sample:
-    provenance = {"key": members["__key__"], "shard": shard, "index": index, "epoch": epoch}
+    # A tar may name its members in any bytes.
+    key = members["__key__"].encode("utf-8", "backslashreplace").decode()
+    provenance = {"key": key, "shard": shard, "index": index, "epoch": epoch}
     video = _video_of(members)
     if video is None:
         return Sample(**provenance, reason=Reason.NO_VIDEO, detail="no video file of this key")
@@ -157,7 +160,7 @@ def _sample(members: Mapping[str, Any], shard: str, index: int, epoch: int) -> S
         facts = json.loads(members.get("json", b"{}"))
         faces = json.dumps(facts["faces"]) if facts.get("faces") is not None else ""
         emotion, speaker = (str(facts.get(name) or "") for name in ("emotion", "speaker"))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         return Sample(**provenance, reason=Reason.BAD_METADATA, detail=str(error)[:200])
     return Sample(**provenance, video=video, faces=faces, emotion=emotion, speaker=speaker)
 
@@ -177,24 +180,31 @@ class _DamagedError(Exception):
 
 
 def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
-    """Groups of files of one key. Raises _DamagedError."""
+    """Groups of files of one key. Raises _DamagedError, and StorageError where access fails."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
+    damage: list[_DamagedError] = []
+
+    def files(stream: _TailReader) -> Iterator[dict[str, Any]]:
+        """Ends at damage without raising, so that the group before it is given out whole."""
+        try:
+            yield from tar_file_expander([{"url": shard, "stream": stream}], handler=_fail)
+        except _DamagedError as error:
+            damage.append(error)
+
     groups = 0
-    try:
-        with storage.open_read(shard) as stream:
-            tail = _TailReader(stream)
-            files = tar_file_expander([{"url": shard, "stream": tail}], handler=_fail)
-            for members in group_by_keys(files, handler=_fail):
-                yield members
-                groups += 1
-            if not tail.ends_with(_TAR_END):
-                # tarfile takes a cut between two members for the end of the archive.
-                raise _DamagedError("is cut off")
-    except _DamagedError as damage:
-        raise _DamagedError(damage.what, groups) from damage
-    except StorageError as error:
-        raise _DamagedError(f"cannot be read: {error}", groups) from error
+    with storage.open_read(shard) as stream:
+        tail = _TailReader(stream)
+        for members in group_by_keys(files(tail), handler=_fail):
+            if damage and _video_of(members) is None:
+                break  # what the damage left of a clip
+            yield members
+            groups += 1
+        if not damage and not tail.ends_with(_TAR_END):
+            # tarfile takes a cut between two members for the end of the archive.
+            damage.append(_DamagedError("is cut off"))
+    for error in damage:
+        raise _DamagedError(error.what, groups) from error
 
 
 def _fail(error: Exception) -> bool:

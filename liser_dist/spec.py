@@ -11,14 +11,26 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Place = Annotated[str, Field(min_length=1, description="a folder or file, on disk or s3://")]
+
+def _on_disk_or_s3(place: str) -> str:
+    if "://" in place and not place.startswith("s3://"):
+        raise ValueError(f"{place!r} is neither on disk nor on s3://: give one of the two")
+    return place
+
+
+Place = Annotated[
+    str,
+    Field(min_length=1, description="a folder or file, on disk or s3://"),
+    AfterValidator(_on_disk_or_s3),
+]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Bounds = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
+SYNTHETIC_VERSION = 1  # goes up with every change of what the synthetic corpus is made like
 EMOTIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted")
 
 
@@ -51,7 +63,7 @@ class SyntheticSpec(Spec):
     @property
     def root(self) -> Path:
         """Where this very corpus lies."""
-        made_of = self.model_dump(exclude={"place"})
+        made_of = {**self.model_dump(exclude={"place"}), "version": SYNTHETIC_VERSION}
         return Path(self.place).expanduser() / f"corpus-{fingerprint(made_of)}"
 
     def places(self) -> dict[str, str]:
@@ -336,22 +348,33 @@ class DistillSpec(Spec):
     @classmethod
     def _fill_in_synthetic(cls, given: Any) -> Any:
         """Shards and teachers of the synthetic corpus, where none are given."""
-        if not isinstance(given, dict) or given.get("synthetic") is None:
+        if not isinstance(given, dict) or not isinstance(given.get("synthetic"), dict):
             return given
-        synthetic = SyntheticSpec.model_validate(given["synthetic"])
+        parts = [given.get(name) or {} for name in ("data", "teachers")]
+        seed = str(given.get("seed", 0))
+        if not (all(isinstance(part, dict) for part in parts) and seed.isdigit()):
+            return given  # wrong, and told as such when the fields are read
+        try:
+            synthetic = SyntheticSpec.model_validate(given["synthetic"])
+        except ValidationError:
+            return given
         if synthetic.seed is None:
-            synthetic = synthetic.model_copy(update={"seed": int(given.get("seed", 0))})
-        emotions = {name: name for name in EMOTIONS}
-        teachers = {
-            name: {"kind": "huggingface", "model": folder, "labels": emotions}
-            for name, folder in synthetic.teachers().items()
-        }
+            synthetic = synthetic.model_copy(update={"seed": int(seed)})
+        data, teachers = parts
         return {
             **given,
             "synthetic": synthetic.model_dump(),
-            "data": {**synthetic.places(), **(given.get("data") or {})},
-            "teachers": {**teachers, **(given.get("teachers") or {})},
+            "data": {**synthetic.places(), **data},
+            "teachers": {**teachers, **_with_synthetic_teachers(synthetic, teachers)},
         }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_kind(cls, given: Any) -> Any:
+        """A field of the default student can be given without its kind."""
+        if isinstance(given, dict) and isinstance(given.get("student"), dict):
+            return {**given, "student": {"kind": "cnn", **given["student"]}}
+        return given
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -397,10 +420,45 @@ class DistillSpec(Spec):
                 "0, and the teacher or labelled shards that it needs"
             )
 
+    def with_absolute_places(self) -> Self:
+        """The same job, told so that every process finds what it names, wherever that runs."""
+        return type(self).model_validate(_absolute(self.model_dump()))
+
     @property
     def spec_hash(self) -> str:
         """Tells two jobs apart, wherever they write."""
         return fingerprint(self.model_dump(mode="json", exclude={"output"}))
+
+
+def _with_synthetic_teachers(
+    synthetic: SyntheticSpec, given: dict[str, Any]
+) -> dict[str, dict[str, Any] | None]:
+    """Both teachers: as given, what is not given of them being the synthetic corpus's own."""
+    labels = {name: name for name in EMOTIONS}
+    teachers: dict[str, dict[str, Any] | None] = {}
+    for name, folder in synthetic.teachers().items():
+        own = {"kind": "huggingface", "model": folder, "labels": labels}
+        wanted = given.get(name, {})
+        another = not isinstance(wanted, dict) or wanted.get("kind", own["kind"]) != own["kind"]
+        teachers[name] = wanted if another else {**own, **wanted}
+    return teachers
+
+
+_PLACES = ("unlabelled", "labelled", "validation", "test", "start_from", "output")
+_FILES_OR_NAMES = ("model", "face_detector")  # a hub name, say, where no such file is
+
+
+def _absolute(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    changed = {}
+    for name, value in settings.items():
+        if isinstance(value, str) and "://" not in value:
+            path = Path(value).expanduser().absolute()
+            if name in _PLACES or (name in _FILES_OR_NAMES and path.exists()):
+                value = str(path)
+        changed[name] = _absolute(value)
+    return changed
 
 
 def fingerprint(settings: Any) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from liser_dist.records import to_floats
+
 RATE_HZ = 16000  # the model's own
 FRAME = 512  # samples that get one probability
 CONTEXT = 64  # samples before them that the model sees too
@@ -49,7 +51,7 @@ def _speech_probabilities(sound: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _at_model_rate(waveform: NDArray[np.int16], sample_rate_hz: int) -> NDArray[np.float32]:
     """By straight lines: what aliases stays below what decides on speech."""
-    sound = waveform.astype(np.float32) / np.float32(32768)
+    sound = to_floats(waveform)
     if sample_rate_hz == RATE_HZ:
         return sound
     count = int(len(sound) * RATE_HZ / sample_rate_hz)

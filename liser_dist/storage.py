@@ -169,6 +169,17 @@ def write_bytes(place: str, content: bytes) -> None:
             Path(half).unlink(missing_ok=True)
 
 
+def claim(place: str) -> bool:
+    """Make a folder that was not there; False when it was. On S3, where no folders are, True."""
+    with _explained(place, "write"):
+        if not is_remote(place):
+            try:
+                Path(place).mkdir(parents=True)
+            except FileExistsError:
+                return False
+    return True
+
+
 def remove(place: str) -> None:
     """Remove a file or a folder with all that is in it; nothing where there is nothing."""
     with _explained(place, "remove"):

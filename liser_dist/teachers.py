@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liser_dist.errors import CheckpointError, TeacherError
-from liser_dist.huggingface_model import Answer, Floats, HuggingFaceModel, to_floats
+from liser_dist.huggingface_model import Answer, Floats, HuggingFaceModel
 from liser_dist.model_folder import Modality, read_model_folder
-from liser_dist.records import Clip, Targets
+from liser_dist.records import Clip, Targets, to_floats
 from liser_dist.spec import ClipSpec, HuggingFaceTeacher, MockTeacher, OnnxTeacher, StudentTeacher
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 TeacherSpec = HuggingFaceTeacher | OnnxTeacher | StudentTeacher | MockTeacher
 
+_LARGEST = float(np.finfo(np.float16).max)
 _LEAST_LOG = -20.0  # of a probability: exp(-20) = 2e-9, and float16 holds it to 1 %
 
 
@@ -223,7 +224,7 @@ class ModelTeacher:
         if not (np.isfinite(logits).all() and np.isfinite(embeddings).all()):
             log.warning("a teacher gave NaN or infinity for %s: no targets for it", clip.key)
             return Targets()
-        embedding = embeddings.mean(0).astype(np.float16)
+        embedding = embeddings.mean(0).clip(-_LARGEST, _LARGEST).astype(np.float16)
         if not self.model.names:
             return Targets(embedding=embedding)
         probabilities = softmax(logits, self._temperature).mean(0)

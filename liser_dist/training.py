@@ -21,6 +21,7 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from numpy.typing import NDArray
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -37,13 +38,13 @@ from liser_dist.checkpoints import (
     save_checkpoint,
 )
 from liser_dist.desk import Progress
-from liser_dist.errors import LiserError, RejectionError
+from liser_dist.errors import RejectionError
 from liser_dist.evaluation import LabelledSet
 from liser_dist.features import LogMel
 from liser_dist.learning import DISTILLED, Learner, Step
 from liser_dist.ledger import Ledger
-from liser_dist.pipeline import execution_options, to_examples
-from liser_dist.records import Example
+from liser_dist.pipeline import execution_options, ours_in, to_examples
+from liser_dist.records import Example, Provenance
 from liser_dist.spec import DistillSpec
 
 logger = logging.getLogger(__name__)
@@ -143,22 +144,8 @@ def train_students(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _mended(error) from error
+            raise ours_in(error) from error
     return Summary(**json.loads(storage.read_bytes(storage.join(job.run, SUMMARY))))
-
-
-def _mended(error: Exception) -> Exception:
-    """The error of ours that a worker raised, out of what Ray wrapped around it."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    for failure in [*failures.values(), error]:
-        seen: BaseException | None = failure
-        while seen is not None:
-            inner = getattr(seen, "cause", None)
-            for candidate in (seen, inner):
-                if isinstance(candidate, LiserError):
-                    return candidate
-            seen = seen.__cause__ or (inner if isinstance(inner, BaseException) else None)
-    return error
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -205,20 +192,21 @@ class TrainLoop:
                 break
             step = self._learn([row for row in rows if not row.rejected])
             self.ledger.enter(gathered)
-            self._check_budget()
+            self._check_budget(at_the_end=False)
             self._after(step)
+        self._check_budget(at_the_end=True)
         self._finish()
 
     def _mine(self, rows: int) -> int:
         """This worker's share of a count over all workers."""
         return rows // self.workers + (self.rank < rows % self.workers)
 
-    def _gather(self, rows: Sequence[Example]) -> list[Example]:
+    def _gather(self, rows: Sequence[Example]) -> list[Provenance]:
         """The clips of this step on all workers, without their content."""
-        bare = [Example(**row.provenance()) for row in rows]
+        bare = [Provenance(**row.provenance()) for row in rows]
         if self.workers == 1:
             return bare
-        parts: list[list[Example]] = [[] for _ in range(self.workers)]
+        parts: list[list[Provenance]] = [[] for _ in range(self.workers)]
         dist.all_gather_object(parts, bare)
         return [row for part in parts for row in part]
 
@@ -233,28 +221,31 @@ class TrainLoop:
         if not wanted:
             return []
         first = step * wanted
-        positions = range(first, first + wanted)[self.rank :: self.workers]
-        return [self.labelled[self._shuffled(position)] for position in positions]
+        places = [
+            divmod(position, len(self.labelled))
+            for position in range(first, first + wanted)[self.rank :: self.workers]
+        ]
+        order = {lap: self._order(lap) for lap in {lap for lap, _ in places}}
+        return [self.labelled[order[lap][place]] for lap, place in places]
 
-    def _shuffled(self, position: int) -> int:
-        lap, place = divmod(position, len(self.labelled))
-        order = np.random.default_rng([self.spec.seed, lap]).permutation(len(self.labelled))
-        return int(order[place])
+    def _order(self, lap: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.spec.seed, lap]).permutation(len(self.labelled))
 
     @property
     def progress(self) -> float:
         return min(1.0, self.ledger.passes / max(1, self.job.total_passes))
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, at_the_end: bool) -> None:
         """Raise RejectionError when so many clips are bad that the data as a whole must be."""
         budget, seen = self.spec.budget, self.ledger.total
         share = self.ledger.rejected / max(1, seen)
-        if seen >= budget.after_clips and share > budget.max_rejected_share:
+        enough = at_the_end or seen >= budget.after_clips
+        if enough and share > budget.max_rejected_share:
             reasons = ", ".join(
                 f"{reason} {count}" for reason, count in self.ledger.reasons().most_common()
             )
             raise RejectionError(
-                f"{share:.0%} of the first {seen} clips were rejected ({reasons}), more than "
+                f"{share:.0%} of {seen} clips were rejected ({reasons}), more than "
                 f"`budget.max_rejected_share` {self.spec.budget.max_rejected_share:.0%}: look at "
                 "the shards, or raise it"
             )

@@ -167,7 +167,7 @@ def test_data_that_is_broken_as_a_whole_fails_the_job(job: Job, tmp_path: Path) 
     write_shards(samples, str(tmp_path / "bad"), clips_per_shard=20)
     done = job(
         data={"unlabelled": str(tmp_path / "bad")},
-        budget={"max_rejected_share": 0.2, "after_clips": 10},
+        budget={"max_rejected_share": 0.2},  # looked at in the end, however few the clips
     )
     assert done.code == 2
     assert "unreadable" in done.err

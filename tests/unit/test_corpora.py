@@ -85,7 +85,7 @@ def test_a_second_call_finds_the_corpus_and_leaves_it_alone(
     corpora.prepare_synthetic(spec)
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
     names = {path.name for path in corpus.parent.iterdir()}
-    assert names == {corpus.name, "backbones-12"}
+    assert names == {corpus.name, "backbones-12-v1"}
 
 
 def test_the_same_spec_gives_the_same_bytes(

@@ -31,6 +31,13 @@ def test_a_clip_is_finished_in_its_own_epoch_alone() -> None:
     assert set(ledger.finished(0, "a")) == set(ledger.finished(1, "b")) == set()
 
 
+def test_a_clip_that_some_epoch_trained_is_not_among_the_rejected() -> None:
+    ledger = Ledger()
+    ledger.enter([row(0, epoch=0), row(0, epoch=1, reason=Reason.TIMEOUT)])
+    assert (ledger.total, ledger.trained, ledger.rejected) == (1, 1, 0)
+    assert ledger.rejections() == []
+
+
 def test_it_is_the_same_after_a_checkpoint() -> None:
     ledger = filled()
     again = Ledger.from_json(json.loads(json.dumps(ledger.to_json())))

@@ -13,7 +13,7 @@ from torch import multiprocessing
 
 from liser_dist.batches import Batcher, StudentBatch
 from liser_dist.features import LogMel
-from liser_dist.learning import Learner
+from liser_dist.learning import Learner, treated
 from liser_dist.losses import ClassBalance, divergence
 from liser_dist.records import Example
 from liser_dist.spec import AugmentSpec, DistillSpec, TrainSpec
@@ -134,6 +134,21 @@ def test_students_learn_what_they_are_taught(train: dict[str, object]) -> None:
     assert losses[-1] < 0.7 * losses[0]
     weights = list(learner.students()[0].parameters())
     assert all(weight.isfinite().all() for weight in weights)
+
+
+@pytest.mark.parametrize("kind", ["shuffled_targets", "swapped_faces"])
+def test_a_control_moves_targets_between_taught_clips_and_nothing_else(kind: str) -> None:
+    whole = batch([example(n, face=n < 5) for n in range(8)], [example(9, emotion="sad")])
+    seen = treated(kind, whole, torch.Generator().manual_seed(0))
+    assert torch.equal(seen.label, whole.label)
+    assert torch.equal(seen.mel, whole.mel)
+    assert torch.equal(seen.face.given, whole.face.given) or kind == "shuffled_targets"
+    assert not seen.face.given[8]
+    taught = whole.face.given if kind == "swapped_faces" else whole.speech.given
+    said = (lambda b: b.face.logits) if kind == "swapped_faces" else (lambda b: b.speech.logits)
+    moved = (said(seen) != said(whole)).any(dim=1)
+    assert torch.equal(moved, taught)
+    assert torch.equal(said(seen).sort(dim=0).values, said(whole).sort(dim=0).values)
 
 
 def test_divergence_is_zero_where_student_and_teacher_agree_and_ignores_unknown_emotions() -> None:

@@ -128,3 +128,25 @@ def test_the_order_of_shards_follows_from_seed_and_epoch_alone(shards: Path) -> 
 def test_an_index_that_is_none_is_passed_over(shards: Path) -> None:
     (shards / "index.json").write_text(json.dumps(["what"]))
     assert [shard.clips for shard in find_shards(str(shards), "data.unlabelled")] == [10, 10, 5]
+
+
+def test_a_clip_that_is_whole_before_the_damage_is_given_out(tmp_path: Path) -> None:
+    whole = tar_of(*((f"c{n}.mp4", bytes([n]) * 3000) for n in range(4)))
+    cut_in_the_fourth = whole[: 3 * (512 + 3072) + 512 + 1000]
+    (tmp_path / "s.tar").write_bytes(cut_in_the_fourth)
+    keys = [sample.key for sample in read_samples(str(tmp_path / "s.tar"))]
+    assert keys == ["c0", "c1", "c2", "s.tar#3"]
+
+
+def test_hostile_names_and_json_cost_that_clip_alone(tmp_path: Path) -> None:
+    deep = b"[" * 200_000
+    members = (("caf\udce9.mp4", b"x"), ("b.json", deep), ("b.mp4", b"x"), ("c.mp4", b"x"))
+    (tmp_path / "s.tar").write_bytes(tar_of(*members))
+    samples = list(read_samples(str(tmp_path / "s.tar")))
+    assert [sample.reason for sample in samples] == ["", Reason.BAD_METADATA, ""]
+    assert all(sample.key.isascii() or sample.key.encode() for sample in samples)
+
+
+def test_a_shard_that_cannot_be_reached_is_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(LiserError, match="not there"):
+        list(read_samples(str(tmp_path / "gone.tar")))

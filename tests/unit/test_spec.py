@@ -50,6 +50,10 @@ def test_any_field_is_given_on_the_command_line_by_its_dotted_name(file: Path) -
         ({"student": {"kind": "gpt"}}, ["student", "gpt", "cnn"]),
         ({"teachers": {}}, ["teachers", "speech", "face"]),
         ({"data": {}}, ["data.unlabelled", "required"]),
+        ({"data": {"unlabelled": "ftp://host/clips"}}, ["data.unlabelled", "ftp://", "s3://"]),
+        ({"synthetic": {}, "data": "s3://bucket"}, ["data", "s3://bucket"]),
+        ({"synthetic": {}, "seed": [1]}, ["seed", "integer"]),
+        ({"synthetic": {"nope": 5}}, ["synthetic.nope", "no such field"]),
         ({"emotions": ["sad", "sad"]}, ["emotions", "twice"]),
         ({"resources": {"decoders": [4, 2]}}, ["decoders", "[4, 2]"]),
         ({"train": {"learning_rates": [0.1, 0.2]}}, ["learning_rates", "data.validation"]),
@@ -112,6 +116,23 @@ def test_the_embedded_spec_fills_in_shards_and_teachers() -> None:
     assert one.data.labelled != two.data.labelled  # another corpus for another seed
     assert one.teachers.speech is not None
     assert one.teachers.face is not None
+
+
+def test_a_field_of_a_default_part_needs_no_kind() -> None:
+    default = ROOT / "jobs" / "specs" / "demo.yaml"
+    spec = read_command(["--student.width", "16"], default, "about").spec
+    assert (spec.student.kind, spec.student.width) == ("cnn", 16)
+    spec = read_command(["--teachers.speech.model", "/my/teacher"], default, "about").spec
+    assert spec.teachers.speech is not None
+    assert spec.teachers.speech.model == "/my/teacher"
+
+
+def test_places_are_told_so_that_every_process_finds_them(tmp_path: Path) -> None:
+    spec = DistillSpec.model_validate(SPEC | {"output": "~/runs"}).with_absolute_places()
+    assert spec.data.unlabelled == str(Path("shards").absolute())
+    assert spec.output == str(Path("~/runs").expanduser())
+    remote = SPEC | {"data": {"unlabelled": "s3://bucket/clips"}}
+    assert DistillSpec.model_validate(remote).with_absolute_places().data.unlabelled[:5] == "s3://"
 
 
 def test_the_hash_tells_jobs_apart_wherever_they_write() -> None:
