@@ -441,9 +441,9 @@ def test_an_answer_that_is_no_number_costs_that_clip_its_targets(
 
 # ---------------------------------------------------------------- ONNX
 
-FACE = OnnxTeacher(
+FACE = OnnxTeacher(  # this net divides by 255 itself
     model=str(MODELS / "face_expression_faceapi.onnx"),
-    input=ImageInput(size_px=112, mean=(122.782, 117.001, 104.298), scale=(1 / 255,)),
+    input=ImageInput(size_px=112, mean=(122.782, 117.001, 104.298), scale=(1.0,)),
     names=("neutral", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
     logits="logits",
     embedding="embedding",
@@ -452,7 +452,7 @@ FACE = OnnxTeacher(
         "disgust": "disgusted",
     },
 )
-GREY_FACE = OnnxTeacher(
+GREY_FACE = OnnxTeacher(  # this net divides by 255 itself
     model=str(MODELS / "face_fer_minixception.onnx"),
     input=ImageInput(size_px=64, channels="grey", mean=(127.5,), scale=(1 / 127.5,)),
     names=("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"),
@@ -472,11 +472,12 @@ def test_the_real_face_net_is_normalised_as_it_was_trained() -> None:
     pixels = clip.faces[clip.has_face].transpose(0, 3, 1, 2).astype(np.float32)
     pixels -= np.array([122.782, 117.001, 104.298], np.float32).reshape(3, 1, 1)
     session = onnxruntime.InferenceSession(FACE.model)
-    probs, embedding = session.run(["probs", "embedding"], {"x": pixels / 255})
+    probs, embedding = session.run(["probs", "embedding"], {"x": pixels})
     teacher = load_teacher(FACE, EMOTIONS, CLIP)
     [targets] = teacher.teach([clip])
     assert targets.kept == pytest.approx(1 - probs.mean(0)[6], abs=1e-4)
-    np.testing.assert_allclose(targets.logits, np.log(probs.mean(0)[:6]), atol=2e-2)
+    expected = np.maximum(np.log(probs.mean(0)[:6]), -20)
+    np.testing.assert_allclose(targets.logits, expected, atol=2e-2)
     np.testing.assert_allclose(targets.embedding, embedding.mean(0), rtol=2e-3, atol=2e-3)
     assert describe_teacher(FACE, EMOTIONS, CLIP).embedding_dim == teacher.embedding_dim == 256
 
