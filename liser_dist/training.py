@@ -187,7 +187,7 @@ class TrainLoop:
         while True:
             with self.clock.waiting():
                 rows = to_examples(table) if (table := next(batches, None)) is not None else []
-            gathered = self._gather(rows)
+                gathered = self._gather(rows)  # waits for the slowest of the workers
             if not gathered:
                 break
             step = self._learn([row for row in rows if not row.rejected])
@@ -271,7 +271,6 @@ class TrainLoop:
         self._validate()
         place = self._save(finished=True)
         if self.rank == 0:
-            self._report()
             clock = self.clock
             summary = Summary(place, clock.first_step_at, clock.training_s, clock.wait_share)
             content = json.dumps(asdict(summary)).encode()
@@ -314,10 +313,10 @@ class TrainLoop:
             for position, arm in enumerate(self.learner.arms):
                 name = f"train/{arm.kind}_{arm.learning_rate:g}_loss"
                 self.board.add_scalar(name, float(step.loss[position]), self.learner.steps)
-        if self.clock.due(PROGRESS_EVERY_S):
+        if self.clock.due(PROGRESS_EVERY_S) or self.progress == 1.0:
             self._report(float(step.loss[0]))
 
-    def _report(self, loss: float = float("nan")) -> None:
+    def _report(self, loss: float) -> None:
         done, total = self.ledger.passes, self.job.total_passes
         speed = self.clock.speed(done)
         self.job.desk.set_progress.remote(

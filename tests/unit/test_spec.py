@@ -139,3 +139,11 @@ def test_the_hash_tells_jobs_apart_wherever_they_write() -> None:
     job = DistillSpec.model_validate(SPEC)
     assert job.spec_hash == job.model_copy(update={"output": "elsewhere"}).spec_hash
     assert job.spec_hash != job.model_copy(update={"seed": 1}).spec_hash
+
+
+def test_the_readmes_own_spec_is_sound() -> None:
+    (block,) = [
+        part for part in (ROOT / "README.md").read_text().split("```yaml\n")[1:] if "name:" in part
+    ]
+    spec = DistillSpec.model_validate(yaml.safe_load(block.split("```")[0]))
+    assert spec.teachers.face is not None
