@@ -55,15 +55,15 @@ def _show_plain(read: Callable[[], Progress], ended: threading.Event) -> None:
 
 
 def line_of(progress: Progress) -> str:
-    """`480/4800 clips · 38 clips/s · loss 1.21 · waits 62 % · 3 rejected · 0:01:53 left`"""
+    """`480/4800 clips · 38 clips/s · 0:01:53 left · loss 1.21 · waits for data 62% · 3 rejected`"""
     left = "-" if progress.left_s is None else str(timedelta(seconds=round(progress.left_s)))
     parts = [
         f"{progress.passes}/{progress.total_passes} clips",
         f"{progress.clips_per_s:.0f} clips/s",
-        f"loss {progress.loss:.3f}",
+        f"{left} left",
+        f"loss {progress.loss:.2f}",
         f"waits for data {progress.data_wait_share:.0%}",
         f"{progress.rejected} rejected",
-        f"{left} left",
     ]
     parts += [f"{kind} {uar:.0%}" for kind, uar in progress.scores.items()]
     return " · ".join(parts)
