@@ -14,6 +14,7 @@ import yaml
 
 from liser_dist.checkpoints import load_checkpoint
 from liser_dist.shards import write_shards
+from tests.conftest import free_port
 from tests.films import small_film
 
 ROOT = Path(__file__).parents[2]
@@ -72,20 +73,23 @@ def ray_cluster(
 ) -> Iterator[dict[str, str]]:
     """`ray start --head` from the repository's root; the environment that reaches it."""
     scratch = tmp_path_factory.mktemp("ray")
+    # Ports of its own, the agent's too: another Ray on this machine has taken the usual ones.
+    port, dashboard, agent = free_port(), free_port(), free_port()
     # The nodes know the S3 server's key, as by a role.
     environment = (
         os.environ
         | s3
         | {
-            "RAY_ADDRESS": "127.0.0.1:6399",
-            "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299",
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "VIRTUAL_ENV": str(BIN.parent),
         }
     )
     command = [
-        BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--num-gpus=1", "--port=6399",
-        "--node-ip-address=127.0.0.1", "--dashboard-port=8299", "--disable-usage-stats",
+        BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--num-gpus=1", f"--port={port}",
+        "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats",
         f"--temp-dir={scratch}",
     ]  # fmt: skip
     without = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
@@ -172,13 +176,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real S3 server with a bucket; the environment that reaches it."""
     root = tmp_path_factory.mktemp("s3")
     (root / "bucket").mkdir()
+    address = f"127.0.0.1:{free_port()}"
     environment = {
         "AWS_ACCESS_KEY_ID": "a-key",
         "AWS_SECRET_ACCESS_KEY": "a-secret",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:8398",
+        "AWS_ENDPOINT_URL": f"http://{address}",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    command = [BIN / "rclone", "serve", "s3", "--addr", "127.0.0.1:8398",
+    command = [BIN / "rclone", "serve", "s3", "--addr", address,
                "--auth-key", "a-key,a-secret", root]  # fmt: skip
     with (root / "server.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
