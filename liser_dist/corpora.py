@@ -37,9 +37,11 @@ from numpy.typing import NDArray
 from liser_dist import backbones, drawing, synthesis
 from liser_dist.drawing import FRAME_PX, FRAMES_PER_S
 from liser_dist.errors import SpecError
+from liser_dist.fields import EMOTIONS
 from liser_dist.shards import find_shards, read_samples, write_shards
-from liser_dist.spec import EMOTIONS, SYNTHETIC_VERSION, ClipSpec, SyntheticSpec
+from liser_dist.spec import ClipSpec
 from liser_dist.synthesis import SAMPLE_RATE_HZ, Floats, Person
+from liser_dist.synthetic import SYNTHETIC_VERSION, SyntheticSpec
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from liser_dist.cluster import Capacity, needs_of, total_of
 from liser_dist.desk import Progress
+from liser_dist.fields import EMOTIONS
 from liser_dist.results import DistillResult, StudentScores, TeacherScores
 from liser_dist.shards import Shard
-from liser_dist.spec import EMOTIONS, DistillSpec, SyntheticSpec
+from liser_dist.spec import DistillSpec
+from liser_dist.synthetic import SyntheticSpec
 
 LIVE_EVERY_S = 1.0
 PLAIN_EVERY_S = 15.0

@@ -6,75 +6,15 @@ A spec is one YAML file; any field can be given on the command line under its do
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-
-def _on_disk_or_s3(place: str) -> str:
-    if "://" in place and not place.startswith("s3://"):
-        raise ValueError(f"{place!r} is neither on disk nor on s3://: give one of the two")
-    return place
-
-
-Place = Annotated[
-    str,
-    Field(min_length=1, description="a folder or file, on disk or s3://"),
-    AfterValidator(_on_disk_or_s3),
-]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Bounds = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-
-SYNTHETIC_VERSION = 1  # goes up with every change of what the synthetic corpus is made like
-EMOTIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted")
-
-
-class Spec(BaseModel):
-    """Frozen, and unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+from liser_dist.fields import EMOTIONS, Bounds, Count, Place, Share, Spec, Weight, fingerprint
+from liser_dist.synthetic import SyntheticSpec, fill_in_synthetic
 
 # ---------------------------------------------------------------- data
-
-
-class SyntheticSpec(Spec):
-    """The synthetic corpus and two teachers for it, made under `place` when not there yet.
-
-    Stands in for data that cannot be shipped; fills in `data` and `teachers` where they are not
-    given. The corpus differs with the job's seed; the teachers' backbones do not, as a public
-    model would not.
-    """
-
-    place: Place = "~/.cache/liser_dist/synthetic"
-    seed: int | None = Field(None, description="the corpus's seed; the job's own when not given")
-    labelled_per_emotion: Count = 2
-    unlabelled_clips: Count = 1440
-    validation_clips: Count = 120
-    test_clips: Count = 240
-    clips_per_shard: Count = 60
-    backbone_clips: Count = 2400
-
-    @property
-    def root(self) -> Path:
-        """Where this very corpus lies."""
-        made_of = {**self.model_dump(exclude={"place"}), "version": SYNTHETIC_VERSION}
-        return Path(self.place).expanduser() / f"corpus-{fingerprint(made_of)}"
-
-    def places(self) -> dict[str, str]:
-        """The four shard sets: labelled, unlabelled, validation, test."""
-        return {
-            name: str(self.root / name) for name in ("labelled", "unlabelled", "validation", "test")
-        }
-
-    def teachers(self) -> dict[str, str]:
-        """The folders of the two teachers, whose heads are fitted on the labelled set."""
-        return {name: str(self.root / "teachers" / name) for name in ("speech", "face")}
 
 
 class DataSpec(Spec):
@@ -348,25 +288,7 @@ class DistillSpec(Spec):
     @classmethod
     def _fill_in_synthetic(cls, given: Any) -> Any:
         """Shards and teachers of the synthetic corpus, where none are given."""
-        if not isinstance(given, dict) or not isinstance(given.get("synthetic"), dict):
-            return given
-        parts = [given.get(name) or {} for name in ("data", "teachers")]
-        seed = str(given.get("seed", 0))
-        if not (all(isinstance(part, dict) for part in parts) and seed.isdigit()):
-            return given  # wrong, and told as such when the fields are read
-        try:
-            synthetic = SyntheticSpec.model_validate(given["synthetic"])
-        except ValidationError:
-            return given
-        if synthetic.seed is None:
-            synthetic = synthetic.model_copy(update={"seed": int(seed)})
-        data, teachers = parts
-        return {
-            **given,
-            "synthetic": synthetic.model_dump(),
-            "data": {**synthetic.places(), **data},
-            "teachers": {**teachers, **_with_synthetic_teachers(synthetic, teachers)},
-        }
+        return fill_in_synthetic(given)
 
     @model_validator(mode="before")
     @classmethod
@@ -430,20 +352,6 @@ class DistillSpec(Spec):
         return fingerprint(self.model_dump(mode="json", exclude={"output"}))
 
 
-def _with_synthetic_teachers(
-    synthetic: SyntheticSpec, given: dict[str, Any]
-) -> dict[str, dict[str, Any] | None]:
-    """Both teachers: as given, what is not given of them being the synthetic corpus's own."""
-    labels = {name: name for name in EMOTIONS}
-    teachers: dict[str, dict[str, Any] | None] = {}
-    for name, folder in synthetic.teachers().items():
-        own = {"kind": "huggingface", "model": folder, "labels": labels}
-        wanted = given.get(name, {})
-        another = not isinstance(wanted, dict) or wanted.get("kind", own["kind"]) != own["kind"]
-        teachers[name] = wanted if another else {**own, **wanted}
-    return teachers
-
-
 _PLACES = ("unlabelled", "labelled", "validation", "test", "start_from", "output")
 _FILES_OR_NAMES = ("model", "face_detector")  # a hub name, say, where no such file is
 
@@ -459,9 +367,3 @@ def _absolute(settings: Any) -> Any:
                 value = str(path)
         changed[name] = _absolute(value)
     return changed
-
-
-def fingerprint(settings: Any) -> str:
-    """16 hex digits that follow from the settings alone."""
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve, lfilter, sosfilt
 
-from liser_dist.spec import EMOTIONS
+from liser_dist.fields import EMOTIONS
 
 Floats = NDArray[np.float64]
 

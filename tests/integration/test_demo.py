@@ -6,7 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from liser_dist.spec import EMOTIONS
+from liser_dist.fields import EMOTIONS
 from tests.integration.conftest import ROOT, Finished
 
 

@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from liser_dist.decode import decode_clip
+from liser_dist.fields import EMOTIONS
 from liser_dist.records import Sample
 from liser_dist.shards import write_shards
-from liser_dist.spec import EMOTIONS, ClipSpec, OnnxTeacher
+from liser_dist.spec import ClipSpec, OnnxTeacher
 from liser_dist.teachers import load_teacher
 from tests.integration.conftest import ROOT, Finished
 

@@ -18,8 +18,10 @@ import pytest
 from liser_dist import corpora, drawing, synthesis
 from liser_dist.decode import decode_clip
 from liser_dist.errors import SpecError
+from liser_dist.fields import EMOTIONS
 from liser_dist.shards import read_samples
-from liser_dist.spec import EMOTIONS, ClipSpec, SyntheticSpec
+from liser_dist.spec import ClipSpec
+from liser_dist.synthetic import SyntheticSpec
 
 CLIP = ClipSpec(window_s=3.0, faces=4, face_px=64)
 

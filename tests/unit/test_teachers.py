@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from liser_dist.checkpoints import Checkpoint, save_checkpoint
 from liser_dist.errors import TeacherError
+from liser_dist.fields import EMOTIONS
 from liser_dist.huggingface_model import Answer, HuggingFaceModel
 from liser_dist.ledger import Ledger
 from liser_dist.model_folder import Modality
 from liser_dist.records import Clip, Reason
 from liser_dist.spec import (
-    EMOTIONS,
     ClipSpec,
     DistillSpec,
     HuggingFaceTeacher,

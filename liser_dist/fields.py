@@ -1,0 +1,40 @@
+"""What the fields of every spec are made of: places, counts, shares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _on_disk_or_s3(place: str) -> str:
+    if "://" in place and not place.startswith("s3://"):
+        raise ValueError(f"{place!r} is neither on disk nor on s3://: give one of the two")
+    return place
+
+
+Place = Annotated[
+    str,
+    Field(min_length=1, description="a folder or file, on disk or s3://"),
+    AfterValidator(_on_disk_or_s3),
+]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Bounds = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+EMOTIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted")
+
+
+class Spec(BaseModel):
+    """Frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def fingerprint(settings: Any) -> str:
+    """16 hex digits that follow from the settings alone."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
