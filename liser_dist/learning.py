@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from liser_dist.batches import TEACHERS, StudentBatch
 from liser_dist.evaluation import LabelledSet, Scores, score_student
-from liser_dist.losses import COUNTED, ClassBalance, counts, student_loss
+from liser_dist.losses import ClassBalance, counts, student_loss
 from liser_dist.spec import Comparison, DistillSpec, LossSpec
 from liser_dist.students import Student
 
@@ -115,7 +115,6 @@ class Step:
     """What came of a step, over all workers."""
 
     loss: Tensor  # [arms]
-    counted: dict[str, int]  # clips that each term spoke of
 
 
 class Learner:
@@ -187,8 +186,7 @@ class Learner:
         (losses.sum() * self.workers).backward()
         self._update(progress)
         (total_loss,) = self._over_all_workers(losses.detach())
-        counted = dict(zip(COUNTED, totals.int().tolist(), strict=True))
-        return Step(total_loss.cpu(), counted)
+        return Step(total_loss.cpu())
 
     def _update(self, progress: float) -> None:
         scale = rate_scale(progress, self.spec.train.warmup)
