@@ -20,6 +20,7 @@ from liser_dist.records import Example, stable_hash, to_floats
 from liser_dist.spec import AugmentSpec
 
 NO_LABEL = -100  # what torch's cross entropy leaves out
+NO_NUMBER = -1
 TEACHERS = ("speech", "face")
 
 
@@ -41,6 +42,7 @@ class StudentBatch:
     mel: Tensor  # [batch, frames, mels]
     frames: Tensor  # [batch] frames that hold sound
     label: Tensor  # [batch] emotion, or NO_LABEL
+    clip: Tensor  # [batch] its number among the unlabelled clips of the run, or NO_NUMBER
     speech: TeacherBatch
     face: TeacherBatch
 
@@ -79,14 +81,19 @@ class Batcher:
         augment: AugmentSpec,
         seed: int,
         window_samples: int,
+        first_clips: Mapping[str, int] | None = None,
     ) -> None:
-        """`embeddings`: the width of each teacher's embedding that the loss needs."""
+        """`embeddings`: the width of each teacher's embedding that the loss needs.
+
+        `first_clips`: the number of each shard's first clip, where clips are to be numbered.
+        """
         self.features = features
         self.emotions = list(emotions)
         self.embeddings = embeddings
         self.augment = augment
         self.seed = seed
         self.window_samples = window_samples
+        self.first_clips = first_clips or {}
 
     def batch(
         self, unlabelled: Sequence[Example], labelled: Sequence[Example] = (), epoch: int = 0
@@ -112,9 +119,16 @@ class Batcher:
             mel=mel,
             frames=frames,
             label=torch.tensor(label or [NO_LABEL]),
+            clip=torch.tensor(
+                [*map(self._number, unlabelled), *([NO_NUMBER] * len(labelled))] or [NO_NUMBER]
+            ),
             speech=self._teacher(taught, "speech"),
             face=self._teacher(taught, "face"),
         )
+
+    def _number(self, clip: Example) -> int:
+        first = self.first_clips.get(clip.shard)
+        return NO_NUMBER if first is None else first + clip.index
 
     def mel(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         """[batch, frames, mels] and [batch] frames of sound; always of the window's length."""

@@ -1,7 +1,8 @@
 """Checkpoints: the weights and the ledger of the clips in them, together.
 
 A checkpoint is a folder, written file by file and then committed: without its marker it does not
-exist. Only tensors and JSON are in it.
+exist. Only tensors and JSON are in it. Training does not wait for it to be written, nor end when it
+cannot be.
 
     step-00001200/
       spec.json             the resolved spec of its run
@@ -10,14 +11,17 @@ exist. Only tensors and JSON are in it.
       optimizer.pt          tensors and numbers alone
       state.json            step, scores, what else the loop needs
       ledger.json           which clips are in the weights
-      COMMITTED
+      COMMITTED             digests of the others
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +33,12 @@ from torch import Tensor
 
 from liser_dist import storage
 from liser_dist.errors import CheckpointError, StorageError
-from liser_dist.ledger import Ledger
+from liser_dist.ledger import Ledger, Rejection
+from liser_dist.rejections import write_part
 from liser_dist.spec import DistillSpec
 from liser_dist.students import Student
+
+logger = logging.getLogger(__name__)
 
 COMMITTED = "COMMITTED"
 Tensors = dict[str, Tensor]
@@ -51,8 +58,8 @@ def checkpoint_place(run: str, step: int) -> str:
     return storage.join(run, "checkpoints", f"step-{step:08d}")
 
 
-def save_checkpoint(place: str, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint and then commit it. Raises StorageError."""
+def pack_checkpoint(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of a checkpoint, by name: what it holds now, whatever is trained meanwhile."""
     optimizer = io.BytesIO()
     torch.save(checkpoint.optimizer, optimizer)
     best = {
@@ -60,7 +67,7 @@ def save_checkpoint(place: str, checkpoint: Checkpoint) -> None:
         for kind, tensors in checkpoint.best.items()
         for name, tensor in tensors.items()
     }
-    files = {
+    return {
         "spec.json": checkpoint.spec.model_dump_json(indent=1).encode(),
         "students.safetensors": save_tensors(checkpoint.students),
         "best.safetensors": save_tensors(best),
@@ -68,29 +75,103 @@ def save_checkpoint(place: str, checkpoint: Checkpoint) -> None:
         "state.json": json.dumps(checkpoint.state, indent=1).encode(),
         "ledger.json": json.dumps(checkpoint.ledger.to_json()).encode(),
     }
+
+
+def write_checkpoint(place: str, files: Mapping[str, bytes]) -> None:
+    """Write a checkpoint and then commit it. Raises StorageError."""
     for name, content in files.items():
         storage.write_bytes(storage.join(place, name), content)
-    storage.write_bytes(storage.join(place, COMMITTED), b"")
+    digests = {name: _digest(content) for name, content in files.items()}
+    storage.write_bytes(storage.join(place, COMMITTED), json.dumps(digests, indent=1).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints in the background, one at a time.
+
+    One that cannot be written is told, and training goes on; `finish` raises when it was the last.
+    """
+
+    def __init__(self, run: str, keep: int) -> None:
+        self._run, self._keep = run, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._writing: Future[None] | None = None
+        self._rejections: list[Rejection] = []  # told to no part yet
+
+    @property
+    def busy(self) -> bool:
+        return self._writing is not None and not self._writing.done()
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Begin to write. Waits for the one before."""
+        self._wait()
+        self._rejections += checkpoint.ledger.take_rejections()
+        files = pack_checkpoint(checkpoint)
+        self._writing = self._thread.submit(self._write, step, files)
+
+    def finish(self) -> None:
+        """Wait for the last. Raises StorageError when it was not kept."""
+        self._thread.shutdown()
+        if self._writing is not None:
+            self._writing.result()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            wait([self._writing])
+
+    def _write(self, step: int, files: Mapping[str, bytes]) -> None:
+        place = checkpoint_place(self._run, step)
+        try:
+            write_part(self._run, step, self._rejections)
+            write_checkpoint(place, files)
+        except StorageError as error:
+            logger.error("the checkpoint of step %d is lost, training goes on: %s", step, error)
+            _remove_quietly(place)  # what there is of it may be what fills the disk
+            raise
+        self._rejections.clear()
+        remove_old(self._run, self._keep)
 
 
 def load_checkpoint(place: str) -> Checkpoint:
-    """Read a committed checkpoint. Raises CheckpointError."""
-    spec = _read_spec(place)
+    """Read a committed checkpoint. Raises CheckpointError, also where a file is not as written."""
+    digests = _read_digests(place)
+    spec = _read_spec(place, digests)
     best: dict[str, Tensors] = {}
-    for name, tensor in load_tensors(_read(place, "best.safetensors")).items():
+    for name, tensor in load_tensors(_read(place, "best.safetensors", digests)).items():
         kind, _, weight = name.partition("/")
         best.setdefault(kind, {})[weight] = tensor
+    optimizer = io.BytesIO(_read(place, "optimizer.pt", digests))
     return Checkpoint(
         spec=spec,
-        students=load_tensors(_read(place, "students.safetensors")),
+        students=load_tensors(_read(place, "students.safetensors", digests)),
         best=best,
-        optimizer=torch.load(io.BytesIO(_read(place, "optimizer.pt")), weights_only=True),
-        state=json.loads(_read(place, "state.json")),
-        ledger=Ledger.from_json(json.loads(_read(place, "ledger.json"))),
+        optimizer=torch.load(optimizer, weights_only=True),
+        state=json.loads(_read(place, "state.json", digests)),
+        ledger=Ledger.from_json(json.loads(_read(place, "ledger.json", digests))),
     )
 
 
-def _read(place: str, name: str) -> bytes:
+def _read_digests(place: str) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads(_read_file(place, COMMITTED))
+    except ValueError as error:
+        raise CheckpointError(
+            f"the checkpoint {place} is damaged: its marker is no JSON"
+        ) from error
+    return found
+
+
+def _read(place: str, name: str, digests: Mapping[str, str]) -> bytes:
+    content = _read_file(place, name)
+    if _digest(content) != digests.get(name):
+        raise CheckpointError(f"the checkpoint {place} is damaged: {name} is not as it was written")
+    return content
+
+
+def _read_file(place: str, name: str) -> bytes:
     try:
         return storage.read_bytes(storage.join(place, name))
     except StorageError as error:
@@ -99,10 +180,9 @@ def _read(place: str, name: str) -> bytes:
         ) from error
 
 
-def _read_spec(place: str) -> DistillSpec:
-    _read(place, COMMITTED)
+def _read_spec(place: str, digests: Mapping[str, str]) -> DistillSpec:
     try:
-        return DistillSpec.model_validate_json(_read(place, "spec.json"))
+        return DistillSpec.model_validate_json(_read(place, "spec.json", digests))
     except ValidationError as error:
         raise CheckpointError(f"the spec in {place} is of another version of this tool") from error
 
@@ -114,11 +194,36 @@ def list_checkpoints(run: str) -> list[str]:
     return [place for place in places if storage.exists(storage.join(place, COMMITTED))]
 
 
+def load_newest(run: str) -> tuple[str, Checkpoint] | None:
+    """The newest checkpoint of a run that can be read, and its place; broken ones are told."""
+    for place in reversed(list_checkpoints(run)):
+        try:
+            return place, load_checkpoint(place)
+        except CheckpointError as error:
+            logger.warning("%s; the one before it is taken", error)
+    return None
+
+
 def remove_old(run: str, keep: int) -> None:
-    """Keep the newest checkpoints; the best weights by validation are in each of them."""
-    for place in list_checkpoints(run)[:-keep]:
+    """Keep the newest checkpoints; the best weights by validation are in each of them.
+
+    With the old ones goes what was begun and never committed.
+    """
+    committed = list_checkpoints(run)
+    folder = storage.join(run, "checkpoints")
+    for name in storage.list_folders(folder):
+        place = storage.join(folder, name)
+        if place not in committed[-keep:] and place < committed[-1]:
+            _remove_quietly(place)
+
+
+def _remove_quietly(place: str) -> None:
+    """What cannot be removed stays: it does no harm."""
+    try:
         storage.remove(storage.join(place, COMMITTED))  # first: half a checkpoint is none
         storage.remove(place)
+    except StorageError as error:
+        logger.warning("%s", error)
 
 
 def load_student(place: str, kind: str = "distilled") -> tuple[Student, tuple[str, ...]]:
@@ -126,8 +231,9 @@ def load_student(place: str, kind: str = "distilled") -> tuple[Student, tuple[st
 
     Raises CheckpointError.
     """
-    spec = _read_spec(place)
-    tensors = load_tensors(_read(place, "best.safetensors"))
+    digests = _read_digests(place)
+    spec = _read_spec(place, digests)
+    tensors = load_tensors(_read(place, "best.safetensors", digests))
     weights = {
         name.removeprefix(f"{kind}/"): tensor
         for name, tensor in tensors.items()
@@ -135,6 +241,8 @@ def load_student(place: str, kind: str = "distilled") -> tuple[Student, tuple[st
     }
     if not weights:
         raise CheckpointError(f"the checkpoint {place} holds no student {kind!r}")
+    if spec.student.kind == "counting":
+        raise CheckpointError(f"the student of {place} counts clips and answers nothing")
     student = Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz)
     student.load_state_dict(weights)
     return student.eval(), spec.emotions
@@ -144,7 +252,7 @@ def require_same_student(spec: DistillSpec) -> None:
     """Raise CheckpointError when `start_from` holds another student than the job's."""
     if spec.start_from is None:
         return
-    other = _read_spec(spec.start_from)
+    other = _read_spec(spec.start_from, _read_digests(spec.start_from))
     for field in ("student", "emotions", "clip.sample_rate_hz"):
         ours, theirs = _field(spec, field), _field(other, field)
         if ours != theirs:

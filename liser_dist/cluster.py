@@ -45,9 +45,9 @@ class Capacity:
 
 def needs_of(spec: DistillSpec) -> list[Need]:
     """What must be there at once for the job to move at all."""
-    resources = spec.resources
+    resources, (workers, _) = spec.resources, spec.train.worker_bounds
     return [
-        Need("train workers", spec.train.workers, resources.worker_cpus, resources.worker_gpus),
+        Need("train workers", workers, resources.worker_cpus, resources.worker_gpus),
         Need("teachers", resources.teachers[0], resources.teacher_cpus, resources.teacher_gpus),
         Need("decoders", resources.decoders[0], resources.decoder_cpus, 0),
         Need("readers", 1, resources.reader_cpus, 0),

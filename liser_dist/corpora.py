@@ -38,7 +38,7 @@ from liser_dist import backbones, drawing, synthesis
 from liser_dist.drawing import FRAME_PX, FRAMES_PER_S
 from liser_dist.errors import SpecError
 from liser_dist.fields import EMOTIONS
-from liser_dist.shards import find_shards, read_samples, write_shards
+from liser_dist.shards import ShardVisit, find_shards, read_samples, write_shards
 from liser_dist.spec import ClipSpec
 from liser_dist.synthesis import SAMPLE_RATE_HZ, Floats, Person
 from liser_dist.synthetic import SYNTHETIC_VERSION, SyntheticSpec
@@ -173,7 +173,7 @@ def _fit_teacher(backbone: Path, labelled: Path, folder: Path) -> None:
     clips = [
         decode_clip(sample, _HEAD_CLIPS, start_share=0.5)
         for shard in find_shards(str(labelled), "synthetic")
-        for sample in read_samples(shard.place)
+        for sample in read_samples(ShardVisit(0, shard.place))
     ]
     fit_head(backbone, clips, EMOTIONS, folder, _HEAD_CLIPS.sample_rate_hz)
 

@@ -1,13 +1,18 @@
 """What the parts of one run tell each other beside the stream: which clips are known to be bad,
-and how far the run is.
+how far the run is, and what ended it.
 
 A plain class; `pipeline.open_desk` makes it an actor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from pyroaring import BitMap
+
+from liser_dist.errors import LiserError
+from liser_dist.records import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +31,41 @@ class Progress:
 
 
 Clip = tuple[str, int]  # shard, index
-Verdict = tuple[str, str]  # reason, detail
 
 
 class Desk:
     def __init__(self) -> None:
-        self._verdicts: dict[Clip, Verdict] = {}
+        self._rejected: dict[tuple[str, str], BitMap] = {}  # by shard and reason
         self._progress = Progress()
+        self._failure: LiserError | None = None
 
-    def verdicts(self, clips: Sequence[Clip]) -> dict[Clip, Verdict]:
-        """Of these clips, those that an earlier epoch rejected: a bad clip is tried once."""
-        return {clip: self._verdicts[clip] for clip in clips if clip in self._verdicts}
+    def verdicts(self, clips: Sequence[Clip]) -> dict[Clip, str]:
+        """Of these clips, the reasons of those that were rejected before: each is tried once."""
+        return {
+            (shard, index): reason
+            for shard, index in clips
+            for reason in Reason
+            if index in self._rejected.get((shard, reason), ())
+        }
 
-    def reject(self, verdicts: dict[Clip, Verdict]) -> None:
-        self._verdicts.update(verdicts)
+    def reject(self, verdicts: dict[Clip, str]) -> None:
+        for (shard, index), reason in verdicts.items():
+            self._rejected.setdefault((shard, reason), BitMap()).add(index)
+
+    def remember(self, verdicts: Iterable[tuple[str, str, BitMap]]) -> None:
+        """Shard, reason and clips, of a run that goes on."""
+        for shard, reason, clips in verdicts:
+            self._rejected[shard, reason] = self._rejected.get((shard, reason), BitMap()) | clips
 
     def set_progress(self, progress: Progress) -> None:
         self._progress = progress
 
     def progress(self) -> Progress:
         return self._progress
+
+    def fail(self, error: LiserError) -> None:
+        """What the user has to mend: it ends the run, and trying again would not help."""
+        self._failure = self._failure or error
+
+    def failure(self) -> LiserError | None:
+        return self._failure

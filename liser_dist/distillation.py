@@ -9,27 +9,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from liser_dist import cluster, pipeline, screen, storage, training
 from liser_dist.checkpoints import Checkpoint, load_checkpoint, load_student, require_same_student
-from liser_dist.errors import SpecError, TeacherError
+from liser_dist.errors import ShardError, SpecError, TeacherError
 from liser_dist.evaluation import LabelledSet, score_student, score_teacher
 from liser_dist.faces import check_detector
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Rejection
 from liser_dist.records import Example
+from liser_dist.rejections import write_rejected
 from liser_dist.results import (
     ClipCounts,
     DistillResult,
     Seconds,
     StudentScores,
     TeacherScores,
-    new_run,
-    write_rejected,
     write_result,
 )
+from liser_dist.runs import Run, open_run
 from liser_dist.shards import Shard, ShardVisit, find_shards, shard_order
 from liser_dist.spec import DistillSpec
 from liser_dist.teachers import TeacherFacts, describe_teacher
@@ -123,19 +124,20 @@ def describe_teachers(spec: DistillSpec) -> dict[str, TeacherFacts]:
 
 def run(job: Plan) -> tuple[DistillResult, str]:
     """Carry a plan out; returns the result and the place where it was written."""
-    spec = job.spec
-    run_place = new_run(spec)
-    if spec.synthetic is not None:
-        screen.print_synthetic(spec.synthetic)
+    begun = open_run(job.spec, job.shards)
+    job = replace(job, shards=begun.shards)
+    if job.spec.synthetic is not None:
+        screen.print_synthetic(job.spec.synthetic)
+    if begun.goes_on:
+        screen.console.print(f"going on with the run {begun.place}")
     cluster.start_ray(job.capacity)
     desk = pipeline.open_desk()
     labelled, rejected = read_labelled(job, desk)
-    summary = train(job, run_place, desk, labelled)
+    summary = train(job, begun, desk, labelled)
     checkpoint = load_checkpoint(summary.checkpoint)
-    rejected = {"unlabelled": checkpoint.ledger.rejections(), **rejected}
     result = summarise(job, summary, checkpoint, labelled, rejected)
-    write_rejected(run_place, rejected)
-    return result, write_result(run_place, result)
+    write_rejected(begun.place, checkpoint.ledger.ever_trained, rejected)
+    return result, write_result(begun.place, result)
 
 
 def read_labelled(
@@ -192,11 +194,31 @@ def require_disjoint_speakers(clips: Mapping[str, Sequence[Example]]) -> None:
 
 
 def train(
-    job: Plan, run_place: str, desk: Any, labelled: Mapping[str, list[Example]]
+    job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]]
 ) -> training.Summary:
-    """Train the students over the stream."""
-    spec = job.spec
-    shards = job.shards["unlabelled"]
+    """Train the students until every clip of every epoch was seen.
+
+    Raises ShardError when a further pass over what is missing finds none of it.
+    """
+    train_job = to_train_job(job, begun.place, desk)
+    screen.console.print(f"distilling {train_job.clips} clips")
+    passes = -1
+    with screen.watched(lambda: pipeline.read_progress(desk)):
+        while True:
+            summary = training.train_students(train_job, labelled)
+            if summary.complete:
+                return summary
+            if summary.passes == passes:
+                raise ShardError(
+                    f"some clips of {job.spec.data.unlabelled} were read and never came back; "
+                    f"{summary.passes} did; submit the job again to go on"
+                )
+            passes = summary.passes
+            logger.warning("clips were lost on their way; they are read once more")
+
+
+def to_train_job(job: Plan, run_place: str, desk: Any) -> training.TrainJob:
+    spec, shards = job.spec, job.shards["unlabelled"]
     embeddings = {
         name: facts.embedding_dim
         for name, facts in job.teachers.items()
@@ -204,18 +226,23 @@ def train(
     }
     unknown = (False,) * len(spec.emotions)
     known = [job.teachers[n].known if n in job.teachers else unknown for n in ("speech", "face")]
-    train_job = training.TrainJob(
+    *firsts, clips = accumulate((shard.clips for shard in shards), initial=0)
+    places = [shard.place for shard in shards]
+    return training.TrainJob(
         spec=spec,
         run=run_place,
         known=(known[0], known[1]),
         embeddings=embeddings,
-        total_passes=sum(shard.clips for shard in shards) * spec.train.epochs,
+        visits=shard_order(shards, spec.train.epochs, spec.seed),
+        first_clips=dict(zip(places, firsts, strict=True)) if counts(spec) else {},
+        clips=clips,
         desk=desk,
     )
-    stream = pipeline.build_examples(spec, shard_order(shards, spec.train.epochs, spec.seed), desk)
-    screen.console.print(f"distilling {sum(shard.clips for shard in shards)} clips")
-    with screen.watched(lambda: pipeline.read_progress(desk)):
-        return training.train_students(train_job, stream, labelled)
+
+
+def counts(spec: DistillSpec) -> bool:
+    """Whether the student is the one that counts clips."""
+    return spec.student.kind == "counting"
 
 
 def summarise(
@@ -265,8 +292,11 @@ def summarise(
 def score_kept(
     place: str, kind: str, checkpoint: Checkpoint, test: Sequence[Example]
 ) -> StudentScores:
-    student, _ = load_student(place, kind)
     rate = checkpoint.state["learning_rates"][kind]
+    if counts(checkpoint.spec):
+        weights = sum(tensor.numel() for tensor in checkpoint.students.values())
+        return StudentScores(params=weights, learning_rate=rate)
+    student, _ = load_student(place, kind)
     if not test:
         return StudentScores(params=student.params, learning_rate=rate)
     scores = score_student(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from liser_dist.batches import TEACHERS, StudentBatch
+from liser_dist.checkpoints import Checkpoint
 from liser_dist.evaluation import LabelledSet, Scores, score_student
 from liser_dist.losses import ClassBalance, counts, student_loss
 from liser_dist.spec import Comparison, DistillSpec, LossSpec
 from liser_dist.students import Student
 
 DISTILLED = "distilled"
+AVERAGED = "averaged."  # before the names of averaged weights
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 
 
@@ -126,21 +128,14 @@ class Learner:
         """`known` [2, emotions] bool of the two teachers; `embeddings` widths the loss needs."""
         self.spec, self.device = spec, device
         self.arms = arms_of(spec)
-        students = [self._new_student(_embeddings_of(arm, embeddings)) for arm in self.arms]
         self.balance = ClassBalance(spec.loss.balance, known).to(device)
-        self.module = Arms(self.arms, students, self.balance).to(device)
+        self.module: Any = self._new_module(embeddings).to(device)
         self.averaged = (
             AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(spec.train.average))
             if spec.train.average
             else None
         )
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(student.parameters()), "lr": arm.learning_rate}
-                for arm, student in zip(self.arms, self.module, strict=True)
-            ],
-            weight_decay=spec.train.weight_decay,
-        )
+        self.optimizer = self._new_optimizer()
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.parallel: nn.Module = (
             DistributedDataParallel(self.module, broadcast_buffers=False)
@@ -152,11 +147,56 @@ class Learner:
         self.best_scores: dict[str, Scores] = {}
         self.best_rates: dict[str, float] = {}
 
+    def _new_module(self, embeddings: Mapping[str, int]) -> nn.Module:
+        students = [self._new_student(_embeddings_of(arm, embeddings)) for arm in self.arms]
+        return Arms(self.arms, students, self.balance)
+
     def _new_student(self, embeddings: Mapping[str, int]) -> Student:
         """Every one from the same start, for they are compared."""
         torch.manual_seed(self.spec.seed)
         spec = self.spec
+        assert spec.student.kind != "counting"
         return Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz, embeddings)
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            [
+                {"params": list(student.parameters()), "lr": arm.learning_rate}
+                for arm, student in zip(self.arms, self.module, strict=True)
+            ],
+            weight_decay=self.spec.train.weight_decay,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, the averaged ones too."""
+        averaged = self.averaged.module.state_dict() if self.averaged is not None else {}
+        named = self.module.state_dict() | {AVERAGED + name: w for name, w in averaged.items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What else is carried from step to step, as JSON."""
+        return {
+            "steps": self.steps,
+            "balance": self.balance.running.tolist(),
+            "best": {kind: asdict(scores) for kind, scores in self.best_scores.items()},
+            "learning_rates": self.best_rates,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint as if nothing had been."""
+        weights = {n: w for n, w in checkpoint.students.items() if not n.startswith(AVERAGED)}
+        self.module.load_state_dict(weights)
+        if self.averaged is not None:
+            kept = {n.removeprefix(AVERAGED): w for n, w in checkpoint.students.items()
+                    if n.startswith(AVERAGED)}  # fmt: skip
+            self.averaged.module.load_state_dict(kept)
+            self.averaged.n_averaged.fill_(checkpoint.state["steps"])
+        self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+        self.steps = checkpoint.state["steps"]
+        self.balance.running.copy_(torch.tensor(checkpoint.state["balance"]))
+        self.best = dict(checkpoint.best)
+        self.best_scores = {k: Scores(**found) for k, found in checkpoint.state["best"].items()}
+        self.best_rates = dict(checkpoint.state["learning_rates"])
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Begin with a trained student's weights; what projects onto teachers is learned anew."""

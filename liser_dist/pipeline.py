@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
+from pyroaring import BitMap
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from liser_dist.desk import Desk, Progress
 from liser_dist.errors import LiserError
@@ -32,12 +34,12 @@ if TYPE_CHECKING:
 # object store empty, larger ones cost the scheduler less.
 BLOCK_BYTES = 2**20
 DECODE_ROWS = 16
-Finished = Callable[[int, str], Any]  # (epoch, shard) -> a container of indices
+TRIED_BEFORE = "when it was first tried"
 
 
 def schema_of(record: type[Provenance]) -> pa.Schema:
     """One Arrow column a field: arrays and bytes are binary."""
-    plain = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    plain = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     return pa.schema(
         (field.name, plain.get(str(field.type), pa.binary()))
         for field in dataclasses.fields(record)
@@ -49,8 +51,10 @@ def _table(records: Sequence[Provenance], kind: type[Provenance]) -> pa.Table:
 
 
 def open_desk() -> Any:
-    """The run's desk, as an actor. It ends with the job."""
-    return ray.remote(Desk).options(num_cpus=0, max_restarts=-1).remote()
+    """The run's desk, as an actor on the job's own node: it lives as long as the job."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Desk).options(scheduling_strategy=here, **options).remote()
 
 
 def read_progress(desk: Any) -> Progress:
@@ -65,9 +69,8 @@ def build_examples(
     *,
     labelled: bool = False,
     taught: Collection[str] | None = None,
-    finished: Mapping[tuple[int, str], Any] | None = None,
 ) -> Dataset:
-    """The stream of a run: one row a clip and epoch, but for those that are `finished`.
+    """The stream of a run: one row a clip of each visit, but for those that it has finished.
 
     `taught`: the shards whose clips the teachers are asked about; all, when not given. Nothing
     runs until the dataset is read.
@@ -78,13 +81,16 @@ def build_examples(
     context.print_on_execution_start = False
     context.execution_options = execution_options(spec)
     resources = spec.resources
-    items = [{"epoch": visit.epoch, "shard": visit.shard} for visit in visits]
-    done = dict(finished or {})
+    items = [
+        {"epoch": v.epoch, "shard": v.shard, "version": v.version,
+         "finished": v.finished.serialize()}
+        for v in visits
+    ]  # fmt: skip
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(
             _read,
-            fn_kwargs={"labelled": labelled, "finished": done},
+            fn_kwargs={"labelled": labelled},
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=resources.reader_cpus,
@@ -126,15 +132,12 @@ def execution_options(spec: DistillSpec) -> ExecutionOptions:
     return ExecutionOptions(preserve_order=spec.deterministic)
 
 
-def _read(
-    visits: pa.Table, labelled: bool, finished: Mapping[tuple[int, str], Any]
-) -> Iterator[pa.Table]:
+def _read(visits: pa.Table, labelled: bool) -> Iterator[pa.Table]:
     """Rows of Sample. Small tables, so that decoding starts before the shard is read."""
-    for visit in visits.to_pylist():
-        epoch, shard = visit["epoch"], visit["shard"]
-        done = finished.get((epoch, shard), ())
+    for item in visits.to_pylist():
+        visit = ShardVisit(**{**item, "finished": BitMap.deserialize(item["finished"])})
         rows: list[Provenance] = []
-        for sample in read_samples(shard, epoch, done, labelled=labelled):
+        for sample in read_samples(visit, labelled=labelled):
             rows.append(sample)
             if len(rows) == DECODE_ROWS:
                 yield _table(rows, Sample)
@@ -161,15 +164,18 @@ class Decode:
         return _table(decoded, Clip)
 
     def _with_known_verdicts(self, samples: list[Sample]) -> list[Sample]:
-        """A clip that an earlier epoch rejected is not tried again."""
-        again = [(sample.shard, sample.index) for sample in samples if sample.epoch > 0]
-        verdicts = ray.get(self.desk.verdicts.remote(again)) if again else {}
+        """A clip that was rejected before, in this epoch or an earlier one, is not tried again.
+
+        Ray runs a task once more whose actor died: its rows must come out as they did.
+        """
+        asked = [(sample.shard, sample.index) for sample in samples]
+        verdicts = ray.get(self.desk.verdicts.remote(asked))
         known = []
         for sample in samples:
-            reason, detail = verdicts.get((sample.shard, sample.index), ("", ""))
+            reason = verdicts.get((sample.shard, sample.index))
             known.append(
-                dataclasses.replace(sample, reason=reason, detail=detail, video=b"")
-                if reason
+                dataclasses.replace(sample, reason=reason, detail=TRIED_BEFORE, video=b"")
+                if reason and not sample.rejected
                 else sample
             )
         return known
@@ -184,7 +190,7 @@ class Decode:
 
     def _report(self, samples: Sequence[Sample], clips: Sequence[Clip]) -> None:
         verdicts = {
-            (clip.shard, clip.index): (str(clip.reason), clip.detail)
+            (clip.shard, clip.index): str(clip.reason)
             for sample, clip in zip(samples, clips, strict=True)
             if clip.rejected and not sample.rejected
         }

@@ -59,6 +59,7 @@ class Provenance:
     epoch: int
     reason: str = ""  # a Reason when the clip was rejected
     detail: str = ""
+    ends_shard: bool = False  # the last of its shard: from here on the shard's length is known
 
     def to_row(self) -> Row:
         """One column a field; arrays as bytes."""

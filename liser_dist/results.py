@@ -1,18 +1,11 @@
-"""What a run leaves behind for people and programs: `result.json` and `rejected.parquet`."""
+"""What a run leaves behind for people and programs: `result.json`."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from liser_dist import storage
-from liser_dist.ledger import Rejection
-from liser_dist.spec import DistillSpec
+from liser_dist.runs import RESULT
 
 
 class Record(BaseModel):
@@ -72,32 +65,7 @@ class DistillResult(Record):
     spec_hash: str
 
 
-def new_run(spec: DistillSpec) -> str:
-    """Claim the place of a run that is about to begin: the next number under its name."""
-    folder = storage.join(spec.output, spec.name)
-    taken = [int(entry) for entry in storage.list_folders(folder) if entry.isdigit()]
-    place = storage.join(folder, f"{max(taken, default=0) + 1:03d}")
-    if not storage.claim(place):
-        return new_run(spec)  # another job was faster
-    content = spec.model_dump_json(indent=1).encode()
-    storage.write_bytes(storage.join(place, "spec.json"), content)
-    return place
-
-
 def write_result(run: str, result: DistillResult) -> str:
-    place = storage.join(run, "result.json")
+    place = storage.join(run, RESULT)
     storage.write_bytes(place, result.model_dump_json(indent=1).encode())
     return place
-
-
-def write_rejected(run: str, rejected: Mapping[str, Sequence[Rejection]]) -> None:
-    """One line a rejected clip, of each set of shards: unlabelled, labelled, validation, test."""
-    lines = [{"set": name, **asdict(why)} for name, found in rejected.items() for why in found]
-    schema = pa.schema(
-        [(name, pa.string()) for name in ("set", "key", "shard")]
-        + [("index", pa.int64())]
-        + [(name, pa.string()) for name in ("reason", "detail")]
-    )
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(lines, schema=schema), content)
-    storage.write_bytes(storage.join(run, "rejected.parquet"), content.getvalue())

@@ -12,11 +12,12 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pyroaring import BitMap
 
 from liser_dist import storage
 from liser_dist.errors import ShardError, StorageError
@@ -46,6 +47,8 @@ class ShardVisit:
 
     epoch: int
     shard: str
+    version: str = ""  # when given, a shard that is another by now is refused
+    finished: BitMap = field(default_factory=BitMap)  # indices that need not be seen again
 
 
 def find_shards(place: str, field: str) -> list[Shard]:
@@ -115,38 +118,65 @@ def _count(tar: storage.StoredFile, clips_per_byte: float) -> int:
 
 def shard_order(shards: Iterable[Shard], epochs: int, seed: int) -> list[ShardVisit]:
     """The run's work: each epoch visits every shard, in an order that follows from both numbers."""
-    places = sorted(shard.place for shard in shards)
+    known = sorted(shards, key=lambda shard: shard.place)
     visits = []
     for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(places))
-        visits += [ShardVisit(epoch, places[position]) for position in order]
+        order = np.random.default_rng([seed, epoch]).permutation(len(known))
+        visits += [ShardVisit(epoch, known[n].place, known[n].version) for n in order]
     return visits
 
 
-def read_samples(
-    shard: str, epoch: int = 0, finished: Container[int] = (), labelled: bool = True
-) -> Iterator[Sample]:
+def read_samples(visit: ShardVisit, labelled: bool = True) -> Iterator[Sample]:
     """The samples of a shard, but for the finished ones, in the order of the tar.
 
-    What an unlabelled shard may say of emotion and speaker is not read.
-    Damage ends the shard with one sample rejected as `shard_damaged`. A shard that cannot be
-    reached is no damage: StorageError.
+    What an unlabelled shard may say of emotion and speaker is not read. Damage ends the shard with
+    one sample rejected as `shard_damaged`, so that every shard has a last sample.
+
+    Raises:
+        StorageError: the shard cannot be reached, which is no damage.
+        ShardError: it is another than the one that the run began with.
     """
+    _require_version(visit)
+    for sample in _with_the_last_marked(_all_samples(visit)):
+        if sample.index not in visit.finished:
+            yield sample if labelled else replace(sample, emotion="", speaker="")
+
+
+def _require_version(visit: ShardVisit) -> None:
+    if visit.version and storage.version_of(visit.shard) != visit.version:
+        raise ShardError(
+            f"the shard {visit.shard} was replaced while the run used it; put the old one back, or "
+            "begin a run of another `name`"
+        )
+
+
+def _with_the_last_marked(samples: Iterable[Sample]) -> Iterator[Sample]:
+    held = None
+    for sample in samples:
+        if held is not None:
+            yield held
+        held = sample
+    if held is not None:
+        yield replace(held, ends_shard=True)
+
+
+def _all_samples(visit: ShardVisit) -> Iterator[Sample]:
+    count = 0
     try:
-        for index, members in enumerate(_read_members(shard)):
-            if index not in finished:
-                sample = _sample(members, shard, index, epoch)
-                yield sample if labelled else replace(sample, emotion="", speaker="")
+        for index, members in enumerate(_read_members(visit.shard)):
+            count = index + 1
+            yield _sample(members, visit.shard, index, visit.epoch)
+        if not count:
+            raise _DamagedError("holds no clip")
     except _DamagedError as damage:
-        if damage.groups not in finished:
-            yield Sample(
-                key=f"{shard.rpartition('/')[2]}#{damage.groups}",
-                shard=shard,
-                index=damage.groups,
-                epoch=epoch,
-                reason=Reason.SHARD_DAMAGED,
-                detail=damage.what,
-            )
+        yield Sample(
+            key=f"{visit.shard.rpartition('/')[2]}#{count}",
+            shard=visit.shard,
+            index=count,
+            epoch=visit.epoch,
+            reason=Reason.SHARD_DAMAGED,
+            detail=damage.what,
+        )
 
 
 def _sample(members: Mapping[str, Any], shard: str, index: int, epoch: int) -> Sample:
@@ -173,10 +203,9 @@ def _video_of(members: Mapping[str, Any]) -> bytes | None:
 class _DamagedError(Exception):
     """A shard could not be read to its end."""
 
-    def __init__(self, what: str, groups: int = 0) -> None:
+    def __init__(self, what: str) -> None:
         super().__init__(what)
         self.what = what[:200]
-        self.groups = groups  # whole groups before the damage
 
 
 def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
@@ -192,19 +221,17 @@ def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
         except _DamagedError as error:
             damage.append(error)
 
-    groups = 0
     with storage.open_read(shard) as stream:
         tail = _TailReader(stream)
         for members in group_by_keys(files(tail), handler=_fail):
             if damage and _video_of(members) is None:
                 break  # what the damage left of a clip
             yield members
-            groups += 1
         if not damage and not tail.ends_with(_TAR_END):
             # tarfile takes a cut between two members for the end of the archive.
             damage.append(_DamagedError("is cut off"))
     for error in damage:
-        raise _DamagedError(error.what, groups) from error
+        raise error
 
 
 def _fail(error: Exception) -> bool:

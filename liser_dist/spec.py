@@ -174,7 +174,14 @@ class ResLstmStudent(Spec):
     mels: Count = 40
 
 
-StudentSpec = Annotated[CnnStudent | ResLstmStudent, Field(discriminator="kind")]
+class CountingStudent(Spec):
+    """One weight for each clip, which is how often it was trained. For tests of the accounting."""
+
+    kind: Literal["counting"] = "counting"
+    mels: Count = 40
+
+
+StudentSpec = Annotated[CnnStudent | ResLstmStudent | CountingStudent, Field(discriminator="kind")]
 
 
 class LossSpec(Spec):
@@ -206,7 +213,9 @@ class AugmentSpec(Spec):
 
 
 class TrainSpec(Spec):
-    workers: Count = 1
+    workers: Count | Bounds = Field(
+        1, description="or [least, most]: as many as there is room for, more or fewer as it changes"
+    )
     epochs: Count = 3
     batch_size: Count = Field(256, description="unlabelled clips a step, over all workers")
     labelled_batch_size: Annotated[int, Field(ge=0)] = Field(
@@ -225,6 +234,17 @@ class TrainSpec(Spec):
     validate_every: Count = Field(200, description="steps")
     checkpoint_every: Count = Field(1000, description="steps")
     keep: Count = Field(2, description="newest checkpoints kept, beside the best")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        8, description="lost workers and nodes after which the job ends; notices do not count"
+    )
+    resize_every_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="how often an elastic job looks for room"
+    )
+
+    @property
+    def worker_bounds(self) -> tuple[int, int]:
+        """Least, most."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
 
 class ResourcesSpec(Spec):
@@ -254,6 +274,7 @@ class BudgetSpec(Spec):
 
     max_rejected_share: Share = 0.5
     after_clips: Count = Field(200, description="clips seen before the share is looked at")
+    max_rejected_in_a_row: Count = Field(100, description="clips, in the order of the steps")
 
 
 # ---------------------------------------------------------------- the job
@@ -301,12 +322,9 @@ class DistillSpec(Spec):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         self._emotions_agree()
-        if self.train.batch_size < self.train.workers:
-            raise ValueError(
-                f"`train.batch_size` {self.train.batch_size} leaves some of the "
-                f"`train.workers` {self.train.workers} without a clip: make it larger"
-            )
-        self._losses_have_sources()
+        self._workers_have_clips()
+        if self.student.kind != "counting":
+            self._losses_have_sources()
         if self.compare and self.data.labelled is None and "labels_only" in self.compare:
             raise ValueError("`compare: labels_only` needs `data.labelled`, which is not given")
         if len(self.train.learning_rates) > 1 and self.data.validation is None:
@@ -315,6 +333,21 @@ class DistillSpec(Spec):
                 "from, and no `data.validation` to choose by: give one of the two"
             )
         return self
+
+    def _workers_have_clips(self) -> None:
+        rows, (least, most) = self.train.batch_size, self.train.worker_bounds
+        if least > most:
+            raise ValueError(f"`train.workers` is [least, most], not [{least}, {most}]")
+        if rows < most:
+            raise ValueError(
+                f"`train.batch_size` {rows} leaves some of the `train.workers` {most} without a "
+                "clip: make it larger"
+            )
+        if self.deterministic and (least != most or rows % most):
+            raise ValueError(
+                f"`deterministic` needs a fixed number of `train.workers` that divides "
+                f"`train.batch_size` {rows}, not {self.train.workers}: change one of them"
+            )
 
     def _emotions_agree(self) -> None:
         if len(set(self.emotions)) != len(self.emotions):

@@ -129,6 +129,15 @@ def _version(info: dict[str, Any]) -> str:
     return str(info.get("ETag") or f"{info.get('mtime', 0)}-{info['size']}").strip('"')
 
 
+def version_of(place: str) -> str:
+    """The version of one file as `list_files` says it, asked anew. Raises StorageError."""
+    with _explained(place, "read"):
+        files, path = filesystem(place)
+        if is_remote(place):
+            files.invalidate_cache(path)
+        return _version(files.info(path))
+
+
 @contextmanager
 def open_read(place: str) -> Iterator[IO[bytes]]:
     """A file's bytes as a stream. Raises StorageError."""

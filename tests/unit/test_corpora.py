@@ -19,7 +19,7 @@ from liser_dist import corpora, drawing, synthesis
 from liser_dist.decode import decode_clip
 from liser_dist.errors import SpecError
 from liser_dist.fields import EMOTIONS
-from liser_dist.shards import read_samples
+from liser_dist.shards import ShardVisit, read_samples
 from liser_dist.spec import ClipSpec
 from liser_dist.synthetic import SyntheticSpec
 
@@ -170,7 +170,7 @@ def test_clips_decode_to_sound_and_faces_where_one_is_seen(
 ) -> None:
     seen = {recipe.key: recipe.seen for recipe in corpora.cast_set("unlabelled", spec)}
     assert set(seen.values()) == {True, False}
-    for sample in read_samples(str(corpus / "unlabelled" / "000000.tar")):
+    for sample in read_samples(ShardVisit(0, str(corpus / "unlabelled" / "000000.tar"))):
         clip = decode_clip(sample, CLIP, 0.5)
         assert clip.waveform.size == 48_000
         assert np.abs(clip.waveform).max() > 500

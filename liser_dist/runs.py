@@ -1,0 +1,152 @@
+"""The folder of a run: OUTPUT/NAME/001, then 002, and which of them a job goes on with.
+
+    spec.json            the job's resolved spec
+    shards.json          the shards of each set as they were when the run began
+    checkpoints/  rejections/  tensorboard/  training.json
+    result.json          written last: without it the run is not finished, and the job goes on
+
+A job goes on with the newest run under its name, unless that is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from liser_dist import storage
+from liser_dist.errors import CheckpointError
+from liser_dist.shards import Shard
+from liser_dist.spec import DistillSpec
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+# What a run may be gone on with otherwise than it was begun.
+CHANGEABLE = (
+    "output",
+    "resources",
+    "budget",
+    "train.workers",
+    "train.resize_every_s",
+    "train.max_failures",
+    "train.checkpoint_every",
+    "train.keep",
+)
+Sets = Mapping[str, Sequence[Shard]]  # by name: unlabelled, labelled, validation, test
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    place: str
+    shards: Sets  # as they were when the run began
+    goes_on: bool
+    lock: IO[str] | None  # held as long as the job runs; on disk only
+
+
+def open_run(spec: DistillSpec, shards: Sets) -> Run:
+    """The unfinished run that the job goes on with, else a new one.
+
+    Raises:
+        CheckpointError: the unfinished run is another job's, or another job is at work on it, or
+            its shards were replaced.
+    """
+    folder = storage.join(spec.output, spec.name)
+    numbers = [int(entry) for entry in storage.list_folders(folder) if entry.isdigit()]
+    newest = storage.join(folder, f"{max(numbers, default=0):03d}")
+    if numbers and _is_unfinished(newest):
+        lock = _lock(newest)
+        _require_same_spec(newest, spec)
+        return Run(newest, _same_shards(newest, shards), True, lock)
+    place = storage.join(folder, f"{max(numbers, default=0) + 1:03d}")
+    if not storage.claim(place):
+        return open_run(spec, shards)  # another job was faster
+    return _begin(place, spec, shards)
+
+
+def _is_unfinished(place: str) -> bool:
+    begun = storage.exists(storage.join(place, "shards.json"))
+    return begun and not storage.exists(storage.join(place, RESULT))
+
+
+def _begin(place: str, spec: DistillSpec, shards: Sets) -> Run:
+    lock = _lock(place)
+    found = {name: [asdict(shard) for shard in of_set] for name, of_set in shards.items()}
+    _write_json(storage.join(place, "spec.json"), spec.model_dump(mode="json"))
+    _write_json(storage.join(place, "shards.json"), found)
+    return Run(place, shards, False, lock)
+
+
+def _write_json(place: str, content: Any) -> None:
+    storage.write_bytes(place, json.dumps(content, indent=1).encode())
+
+
+def _read_json(place: str) -> Any:
+    return json.loads(storage.read_bytes(place))
+
+
+def _lock(place: str) -> IO[str] | None:
+    """Raises CheckpointError when another job has the run; the kernel lets go with the process."""
+    if storage.is_remote(place):
+        return None
+    file = Path(place, ".lock").open("w")  # noqa: SIM115 (held until the process ends)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise CheckpointError(
+            f"another job is at work on the run {place}: wait for it, or give another `name`"
+        ) from error
+    return file
+
+
+def _require_same_spec(place: str, spec: DistillSpec) -> None:
+    theirs = dict(_leaves(_read_json(storage.join(place, "spec.json"))))
+    ours = dict(_leaves(json.loads(spec.model_dump_json())))
+    differing = [
+        f"`{field}` is {theirs.get(field)!r} there and {ours.get(field)!r} here"
+        for field in sorted(theirs.keys() | ours.keys())
+        if theirs.get(field) != ours.get(field) and not _is_changeable(field)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the unfinished run {place} was begun by another spec: {'; '.join(differing)}; make "
+            "them the same to go on with it, or give another `name`, or remove the folder"
+        )
+
+
+def _leaves(content: Any, field: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values."""
+    if not isinstance(content, dict) or not content:
+        yield field, content
+        return
+    for name, value in content.items():
+        yield from _leaves(value, f"{field}.{name}" if field else name)
+
+
+def _is_changeable(field: str) -> bool:
+    return any(field == known or field.startswith(f"{known}.") for known in CHANGEABLE)
+
+
+def _same_shards(place: str, found: Sets) -> Sets:
+    """The shards with which the run began. Those that came later are left to a later run."""
+    begun = {
+        name: [Shard(**shard) for shard in shards]
+        for name, shards in _read_json(storage.join(place, "shards.json")).items()
+    }
+    for name, shards in begun.items():
+        now = {shard.place: shard.version for shard in found.get(name, ())}
+        for shard in shards:
+            if now.get(shard.place) != shard.version:
+                what = "was replaced" if shard.place in now else "is no longer there"
+                raise CheckpointError(
+                    f"`data.{name}`: the shard {shard.place} {what} since the run {place} began; "
+                    "put it back to go on, or give another `name` to begin anew"
+                )
+        if later := len(now) - len(shards):
+            logger.warning("data.%s: %d shards came after the run began: not in it", name, later)
+    return begun
