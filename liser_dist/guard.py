@@ -33,6 +33,10 @@ class _Task:
     clip: ProcessFuture[Clip]
 
 
+class _KilledError(Exception):
+    """Somebody killed the child while it had a clip."""
+
+
 class ClipDecoder:
     """Decodes in a child process with limits on memory and time. To be used by one thread.
 
@@ -120,18 +124,26 @@ class ClipDecoder:
         except BrokenProcessPool:
             # The child died between two clips, so that it was no clip's fault: once more.
             self._replace(task.pool)
+        except _KilledError:
+            pass  # from outside, an operator or a kernel short of memory: once more
+        try:
             return self._wait(self._schedule(task.sample, task.start_share))
+        except _KilledError as error:
+            return _rejected(task.sample, Reason.CRASHED, error)
 
     def _wait(self, task: _Task) -> Clip:
         """The clip that the child hands back, or why it did not.
 
         Raises:
             BrokenProcessPool: the child died while it had no clip.
+            _KilledError: it was killed with SIGKILL, which no decoder does to itself.
         """
         try:
             return task.clip.result(self._spec.decode_limit_s + START_LIMIT_S)
         except ProcessExpired as error:
             self.children_lost += 1
+            if error.exitcode == -signal.SIGKILL:
+                raise _KilledError(_exit_words(error.exitcode)) from error
             return _rejected(task.sample, Reason.CRASHED, _exit_words(error.exitcode))
         except TimeoutError:
             self.children_lost += 1

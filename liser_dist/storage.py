@@ -2,25 +2,62 @@
 
 Credentials and the endpoint of an S3 server come from the environment or the instance role, under
 the names that every S3 tool reads (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`), never from a spec.
+
+What may pass on S3 (no connection, a time-out, a server that is busy, a body cut short) is tried
+again until somebody's patience ends: all that is done here may be done twice. What cannot pass (no
+such file, access denied) is told at once.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from liser_dist.errors import StorageError
 
 READ_BLOCK_BYTES = 8 * 2**20
+# In the middle of a job a server may be restarted; at its start somebody waits for the answer.
+PATIENCE_S = 120.0
+CHECK_PATIENCE_S = 20.0
+_LONGEST_WAIT_S = 5.0
+_SILENCE_S = 15
+_SLOWEST_PUT_BYTES_S = 2**20
+_S3_OPTIONS = {
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": _SILENCE_S,
+        # Once again at once, so that a hiccup does not cost a listing of many pages. More, and it
+        # were a matter of luck when it gives up; its budget of retries is used up for good, too.
+        "retries": {"mode": "standard", "total_max_attempts": 2},
+    },
+    # An object that is replaced while it is read is noticed by its ETag: not every server knows
+    # If-Match. What is known of it must be fresh for this.
+    "local_expiry_check": True,
+    "use_listings_cache": False,
+}
+_BUSY = {429, 500, 502, 503, 504}
+_DAMAGED_ON_ITS_WAY = {"BadDigest", "IncompleteBody"}
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # rclone's and other servers' ranged answers carry no checksum of the part.
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
@@ -50,7 +87,12 @@ def join(place: str, *parts: str) -> str:
 
 def filesystem(place: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a place, and its path there."""
-    return fsspec.core.url_to_fs(resolve(place))
+    if not is_remote(place):
+        return fsspec.core.url_to_fs(resolve(place))
+    files, path = fsspec.core.url_to_fs(resolve(place), **_S3_OPTIONS)
+    # s3fs tries 5 times, in reads 25 times, what the client tries: half an hour of silence.
+    files.retries = 1
+    return files, path
 
 
 @contextmanager
@@ -72,7 +114,50 @@ def _explained(place: str, doing: str) -> Iterator[None]:
     except Exception as error:
         if not _is_storage_failure(error):
             raise
-        raise StorageError(f"cannot {doing} {place}: {_short(error)}; {_remedy(error)}") from error
+        remedy = _remedy(place, error)
+        raise StorageError(f"cannot {doing} {place}: {_short(error)}; {remedy}") from error
+
+
+def _patiently(place: str, doing: str, patience_s: float, attempt: Callable[[], T]) -> T:
+    """What an attempt returns; tried again on S3 for as long as that can help and patience lasts.
+
+    The last attempt begins within `patience_s` and _LONGEST_WAIT_S.
+    """
+
+    def say_once(state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            why = _short(state.outcome.exception())
+            logger.warning("cannot %s %s yet: %s; trying again", doing, place, why)
+
+    if not is_remote(place):
+        return attempt()
+    retrying = Retrying(
+        retry=retry_if_exception(_may_pass),
+        wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S),
+        stop=stop_after_delay(patience_s),
+        before_sleep=say_once,
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it can help to try again: the network's fault, or a server that is busy or starts."""
+    import aiohttp
+    from botocore import exceptions as boto  # type: ignore[import-untyped]
+    from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+
+    if isinstance(
+        error,
+        TimeoutError | ConnectionError | aiohttp.ClientError | boto.ConnectionError
+        | boto.HTTPClientError | boto.IncompleteReadError | ResponseParserError,
+    ):  # fmt: skip
+        return True
+    answer = getattr(error.__cause__, "response", None)
+    if not answer:
+        return False
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status in _BUSY or answer.get("Error", {}).get("Code") in _DAMAGED_ON_ITS_WAY
 
 
 def _is_storage_failure(error: Exception) -> bool:
@@ -80,37 +165,47 @@ def _is_storage_failure(error: Exception) -> bool:
     return isinstance(error, OSError) or module in {"botocore", "aiobotocore", "aiohttp"}
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(place: str, error: Exception) -> str:
     if "credential" in str(error).lower():
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the instance a role"
     if "connect" in str(error).lower():
         return "check AWS_ENDPOINT_URL and the network"
+    if is_remote(place) and _may_pass(error):
+        return "check the network and the server"
     return "check the place, its bucket and the disk"
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException | None) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def list_files(place: str, suffix: str = "") -> list[StoredFile]:
+def list_files(
+    place: str, suffix: str = "", patience_s: float = CHECK_PATIENCE_S
+) -> list[StoredFile]:
     """The files under a folder, or the one file that the place is, sorted by name.
 
     Raises StorageError when the place is missing or may not be listed.
     """
     with _explained(place, "list"):
-        files, path = filesystem(place)
-        if is_remote(place):
-            files.invalidate_cache()
-            _require_bucket(files, place, path)
-        found = files.find(path, detail=True)
-        if not found and not files.exists(path):
-            raise FileNotFoundError(path)
+        found = _patiently(place, "list", patience_s, partial(_find, place))
     return [
-        StoredFile(files.unstrip_protocol(name) if is_remote(place) else name, info["size"],
-                   _version(info))
+        StoredFile(name, info["size"], _version(info))
         for name, info in sorted(found.items())
         if name.endswith(suffix)
-    ]  # fmt: skip
+    ]
+
+
+def _find(place: str) -> dict[str, dict[str, Any]]:
+    files, path = filesystem(place)
+    if is_remote(place):
+        _require_bucket(files, place, path)
+    found = files.find(path, detail=True)
+    if not found and not files.exists(path):
+        raise FileNotFoundError(path)
+    return {
+        files.unstrip_protocol(name) if is_remote(place) else name: info
+        for name, info in found.items()
+    }
 
 
 def _require_bucket(files: AbstractFileSystem, place: str, path: str) -> None:
@@ -129,42 +224,71 @@ def _version(info: dict[str, Any]) -> str:
     return str(info.get("ETag") or f"{info.get('mtime', 0)}-{info['size']}").strip('"')
 
 
-def version_of(place: str) -> str:
+def version_of(place: str, patience_s: float = PATIENCE_S) -> str:
     """The version of one file as `list_files` says it, asked anew. Raises StorageError."""
     with _explained(place, "read"):
         files, path = filesystem(place)
-        if is_remote(place):
-            files.invalidate_cache(path)
-        return _version(files.info(path))
+        info = _patiently(place, "read", patience_s, partial(files.info, path))
+        if info["type"] != "file":
+            raise FileNotFoundError(path)
+    return _version(info)
 
 
 @contextmanager
-def open_read(place: str) -> Iterator[IO[bytes]]:
-    """A file's bytes as a stream. Raises StorageError."""
+def open_read(place: str, patience_s: float = PATIENCE_S) -> Iterator[IO[bytes]]:
+    """A file's bytes as a stream. Raises StorageError.
+
+    On S3 patience is anew for each range of READ_BLOCK_BYTES or more.
+    """
     with _explained(place, "read"):
         files, path = filesystem(place)
         options = {"cache_type": "readahead"} if is_remote(place) else {}
-        with files.open(path, "rb", block_size=READ_BLOCK_BYTES, **options) as stream:
+        opening = partial(files.open, path, "rb", block_size=READ_BLOCK_BYTES, **options)
+        with _patiently(place, "read", patience_s, opening) as stream:
+            if is_remote(place):
+                fetch = partial(_fetch_whole, stream.cache.fetcher)
+                stream.cache.fetcher = partial(_fetch_patiently, place, patience_s, fetch)
             yield stream
 
 
-def read_bytes(place: str) -> bytes:
-    with open_read(place) as stream:
-        return stream.read()
+def _fetch_patiently(
+    place: str, patience_s: float, fetch: Callable[[int, int], bytes], start: int, end: int
+) -> bytes:
+    # Explained here: who reads a tar from the stream would take another error for damage.
+    with _explained(place, "read"):
+        return _patiently(place, "read", patience_s, partial(fetch, start, end))
 
 
-def exists(place: str) -> bool:
+def _fetch_whole(fetch: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+    """A range of a file; one that ends too soon must not be taken for the file's end."""
+    from botocore.exceptions import IncompleteReadError  # type: ignore[import-untyped]
+
+    data = fetch(start, end)
+    if len(data) != end - start:
+        raise IncompleteReadError(actual_bytes=len(data), expected_bytes=end - start)
+    return data
+
+
+def read_bytes(place: str, patience_s: float = PATIENCE_S) -> bytes:
+    with open_read(place, patience_s) as stream:
+        return b"".join(iter(partial(stream.read, READ_BLOCK_BYTES), b""))
+
+
+def exists(place: str, patience_s: float = PATIENCE_S) -> bool:
     with _explained(place, "look for"):
         files, path = filesystem(place)
-        return bool(files.exists(path))
+        return bool(_patiently(place, "look for", patience_s, partial(files.exists, path)))
 
 
-def write_bytes(place: str, content: bytes) -> None:
+def write_bytes(place: str, content: bytes, patience_s: float = PATIENCE_S) -> None:
     """Write a file whole or not at all: a put on S3, a rename on disk. Raises StorageError."""
     with _explained(place, "write"):
         files, path = filesystem(place)
         if is_remote(place):
-            files.pipe_file(path, content)
+            # The client waits for ever for a server that takes no more bytes.
+            timeout = 2 * _SILENCE_S + len(content) / _SLOWEST_PUT_BYTES_S
+            put = partial(files.pipe_file, path, content, timeout=timeout)
+            _patiently(place, "write", patience_s, put)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         half = f"{path}.{uuid.uuid4().hex}.part"
@@ -189,20 +313,23 @@ def claim(place: str) -> bool:
     return True
 
 
-def remove(place: str) -> None:
+def remove(place: str, patience_s: float = PATIENCE_S) -> None:
     """Remove a file or a folder with all that is in it; nothing where there is nothing."""
-    with _explained(place, "remove"):
+
+    def remove_it() -> None:
         files, path = filesystem(place)
         if files.exists(path):
             files.rm(path, recursive=True)
 
+    with _explained(place, "remove"):
+        _patiently(place, "remove", patience_s, remove_it)
 
-def list_folders(place: str) -> list[str]:
+
+def list_folders(place: str, patience_s: float = PATIENCE_S) -> list[str]:
     """Names of the folders directly under a place; none where it is not there."""
-    with _explained(place, "list"):
+
+    def find_folders() -> list[str]:
         files, path = filesystem(place)
-        if is_remote(place):
-            files.invalidate_cache()
         if not files.isdir(path):
             return []
         return sorted(
@@ -210,6 +337,9 @@ def list_folders(place: str) -> list[str]:
             for entry in files.ls(path, detail=True)
             if entry["type"] == "directory"
         )
+
+    with _explained(place, "list"):
+        return _patiently(place, "list", patience_s, find_folders)
 
 
 def upload_folder(folder: Path, place: str) -> None:
@@ -222,7 +352,7 @@ def require_writable(place: str, field: str) -> None:
     """Raise StorageError, naming the spec's field, when nothing can be written at the place."""
     probe = join(place, f".writable-{uuid.uuid4().hex}")
     try:
-        write_bytes(probe, b"")
-        remove(probe)
+        write_bytes(probe, b"", CHECK_PATIENCE_S)
+        remove(probe, CHECK_PATIENCE_S)
     except StorageError as error:
         raise StorageError(f"`{field}`: {error}") from error

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import signal
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -389,3 +390,15 @@ def test_frames_that_decord_cannot_get_come_by_another_way(film, monkeypatch):
 def test_boxes_hold_at_the_clips_own_times(film):
     clip = decode_clip(sample(film, faces="[[1.0, 0, 0, 24, 24]]"), SPEC, 0.0)
     assert clip.has_face.tolist() == [abs((i + 0.5) * 0.375 - 1.0) <= 0.5 for i in range(8)]
+
+
+def test_a_clip_whose_child_was_killed_from_outside_is_tried_again(film, large_film):
+    with ClipDecoder(ClipSpec(faces=45)) as decoder:
+        before = {child.pid for child in multiprocessing.active_children()}
+        assert not decoder.decode(sample(film), 0.5).rejected
+        (mine,) = {child.pid for child in multiprocessing.active_children()} - before
+        killer = threading.Timer(0.2, os.kill, (mine, signal.SIGKILL))
+        killer.start()
+        clip = decoder.decode(sample(large_film, faces=""), 0.5)
+        assert decoder.children_lost == 1
+    assert not clip.rejected
