@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +44,10 @@ class Capacity:
         return {kind: sum(node.get(kind, 0.0) for node in self.nodes) for kind in ("CPU", "GPU")}
 
 
-def needs_of(spec: DistillSpec) -> list[Need]:
-    """What must be there at once for the job to move at all."""
-    resources, (workers, _) = spec.resources, spec.train.worker_bounds
+def needs_of(spec: DistillSpec, workers: int | None = None) -> list[Need]:
+    """What must be there at once for the job to move at all; with so many workers, or the least."""
+    resources = spec.resources
+    workers = spec.train.worker_bounds[0] if workers is None else workers
     return [
         Need("train workers", workers, resources.worker_cpus, resources.worker_gpus),
         Need("teachers", resources.teachers[0], resources.teacher_cpus, resources.teacher_gpus),
@@ -61,9 +63,19 @@ def total_of(needs: list[Need]) -> Amounts:
     }
 
 
-def require_fit(spec: DistillSpec, capacity: Capacity) -> None:
-    """Raise CapacityError naming what is missing."""
-    needs = needs_of(spec)
+def most_workers(spec: DistillSpec, capacity: Capacity) -> int:
+    """How many of an elastic job's workers there is room for beside all that feeds them."""
+    least, most = spec.train.worker_bounds
+    for workers in range(most, least, -1):
+        with suppress(CapacityError):
+            require_fit(spec, capacity, workers)
+            return workers
+    return least
+
+
+def require_fit(spec: DistillSpec, capacity: Capacity, workers: int | None = None) -> None:
+    """Raise CapacityError naming what is missing for so many workers, or for the least."""
+    needs = needs_of(spec, workers)
     for kind, wanted in total_of(needs).items():
         there = capacity.amounts.get(kind, 0.0)
         if wanted <= there + 1e-6:
@@ -127,6 +139,13 @@ def find_cluster() -> Capacity:
                 f"cannot connect to a Ray cluster at {address}: {why}; start one with `ray start "
                 "--head`, or unset RAY_ADDRESS to run on this machine"
             ) from error
+    return live_nodes()
+
+
+def live_nodes() -> Capacity:
+    """What the connected cluster has now."""
+    import ray
+
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     return Capacity("the Ray cluster", nodes)
 

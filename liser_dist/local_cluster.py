@@ -25,6 +25,8 @@ HOST = "127.0.0.1"
 START_LIMIT_S = 90.0
 SHARED_MEMORY = Path("/dev/shm")
 MARK = "LISER_DIST_CLUSTER"
+# That a node is gone: Ray would take half a minute to notice.
+_NOTICES_SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 _BIN = Path(sys.executable).parent
 # Ray's own, which live as long as a cluster or wait for work.
 _OF_RAY = (
@@ -70,6 +72,7 @@ class LocalCluster:
             "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
             "PATH": f"{_BIN}:{os.environ['PATH']}",
             MARK: self._mark,
+            **_NOTICES_SOON,
         }
         self.environment.pop("RAY_ADDRESS", None)
         self._start(
@@ -119,10 +122,10 @@ class LocalCluster:
         return listed.returncode == 0
 
     def _kill(self, node: subprocess.Popen[bytes]) -> None:
-        number = str(self._nodes.index(node))
+        number = self._nodes.index(node)
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.environ().get(f"{MARK}_NODE") == number:
+                if _node_of(process) == number:
                     process.send_signal(signal.SIGKILL)
         node.kill()
         node.wait()
@@ -136,9 +139,13 @@ class LocalCluster:
                     found.append(process)
         return found
 
-    def workers(self, title: str) -> list[psutil.Process]:
-        """Ray's workers that bear `title` in their names."""
-        return [process for process in self.processes() if title in _title(process)]
+    def workers(self, title: str, node: int | None = None) -> list[psutil.Process]:
+        """Ray's workers that bear `title` in their names; of one node, or of all."""
+        return [
+            process
+            for process in self.processes()
+            if title in _title(process) and node in (None, _node_of(process))
+        ]
 
     def left_behind(self) -> list[str]:
         """Processes and shared memory that are a job's, and not Ray's own."""
@@ -147,6 +154,12 @@ class LocalCluster:
         titles = [_title(process) for process in self.processes()]
         ours = [title for title in titles if _is_a_jobs(title)]
         return sorted(ours) + sorted(shared_memory)
+
+
+def _node_of(process: psutil.Process) -> int | None:
+    with contextlib.suppress(psutil.Error):
+        return int(process.environ().get(f"{MARK}_NODE", -1))
+    return None
 
 
 def _title(process: psutil.Process) -> str:

@@ -224,11 +224,11 @@ def _version(info: dict[str, Any]) -> str:
     return str(info.get("ETag") or f"{info.get('mtime', 0)}-{info['size']}").strip('"')
 
 
-def version_of(place: str, patience_s: float = PATIENCE_S) -> str:
+def version_of(place: str) -> str:
     """The version of one file as `list_files` says it, asked anew. Raises StorageError."""
     with _explained(place, "read"):
         files, path = filesystem(place)
-        info = _patiently(place, "read", patience_s, partial(files.info, path))
+        info = _patiently(place, "read", PATIENCE_S, partial(files.info, path))
         if info["type"] != "file":
             raise FileNotFoundError(path)
     return _version(info)
@@ -263,21 +263,25 @@ def _fetch_whole(fetch: Callable[[int, int], bytes], start: int, end: int) -> by
     """A range of a file; one that ends too soon must not be taken for the file's end."""
     from botocore.exceptions import IncompleteReadError  # type: ignore[import-untyped]
 
-    data = fetch(start, end)
+    try:
+        data = fetch(start, end)
+    except IndexError as error:
+        # s3fs stumbles over a time-out: `ex.args[0]` of an OSError without arguments.
+        raise TimeoutError(f"nothing came for {_SILENCE_S} s") from error
     if len(data) != end - start:
         raise IncompleteReadError(actual_bytes=len(data), expected_bytes=end - start)
     return data
 
 
-def read_bytes(place: str, patience_s: float = PATIENCE_S) -> bytes:
-    with open_read(place, patience_s) as stream:
+def read_bytes(place: str) -> bytes:
+    with open_read(place) as stream:
         return b"".join(iter(partial(stream.read, READ_BLOCK_BYTES), b""))
 
 
-def exists(place: str, patience_s: float = PATIENCE_S) -> bool:
+def exists(place: str) -> bool:
     with _explained(place, "look for"):
         files, path = filesystem(place)
-        return bool(_patiently(place, "look for", patience_s, partial(files.exists, path)))
+        return bool(_patiently(place, "look for", PATIENCE_S, partial(files.exists, path)))
 
 
 def write_bytes(place: str, content: bytes, patience_s: float = PATIENCE_S) -> None:
@@ -325,7 +329,7 @@ def remove(place: str, patience_s: float = PATIENCE_S) -> None:
         _patiently(place, "remove", patience_s, remove_it)
 
 
-def list_folders(place: str, patience_s: float = PATIENCE_S) -> list[str]:
+def list_folders(place: str) -> list[str]:
     """Names of the folders directly under a place; none where it is not there."""
 
     def find_folders() -> list[str]:
@@ -339,7 +343,7 @@ def list_folders(place: str, patience_s: float = PATIENCE_S) -> list[str]:
         )
 
     with _explained(place, "list"):
-        return _patiently(place, "list", patience_s, find_folders)
+        return _patiently(place, "list", PATIENCE_S, find_folders)
 
 
 def upload_folder(folder: Path, place: str) -> None:

@@ -50,6 +50,7 @@ from liser_dist.checkpoints import (
 )
 from liser_dist.counting import CountingLearner
 from liser_dist.desk import Progress
+from liser_dist.elastic import ElasticTrainer
 from liser_dist.errors import LiserError, RejectionError, StorageError
 from liser_dist.evaluation import LabelledSet
 from liser_dist.features import LogMel
@@ -205,7 +206,9 @@ def _trainer(job: TrainJob, config: dict[str, Any], scratch: str) -> TorchTraine
         per_worker["GPU"] = resources.worker_gpus
     backend = "nccl" if resources.worker_gpus and torch.cuda.is_available() else "gloo"
     rows_in_turn = train.batch_size if spec.deterministic else None
-    return TorchTrainer(
+    least, most = train.worker_bounds
+    trainer = TorchTrainer if least == most else partial(ElasticTrainer, spec=spec)
+    return trainer(
         _work,
         train_loop_config=config,
         torch_config=TorchConfig(backend=backend),
