@@ -20,7 +20,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -105,12 +105,12 @@ class CheckpointWriter:
     def busy(self) -> bool:
         return self._writing is not None and not self._writing.done()
 
-    def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Begin to write. Waits for the one before."""
+    def save(self, step: int, checkpoint: Checkpoint, then: Callable[[], None]) -> None:
+        """Begin to write, and to do something more after it. Waits for the one before."""
         self._wait()
         self._rejections += checkpoint.ledger.take_rejections()
         files = pack_checkpoint(checkpoint)
-        self._writing = self._thread.submit(self._write, step, files)
+        self._writing = self._thread.submit(self._write, step, files, then)
 
     def finish(self) -> None:
         """Wait for the last. Raises StorageError when it was not kept."""
@@ -122,7 +122,7 @@ class CheckpointWriter:
         if self._writing is not None:
             wait([self._writing])
 
-    def _write(self, step: int, files: Mapping[str, bytes]) -> None:
+    def _write(self, step: int, files: Mapping[str, bytes], then: Callable[[], None]) -> None:
         place = checkpoint_place(self._run, step)
         try:
             write_part(self._run, step, self._rejections)
@@ -133,6 +133,7 @@ class CheckpointWriter:
             raise
         self._rejections.clear()
         remove_old(self._run, self._keep)
+        then()
 
 
 def load_checkpoint(place: str) -> Checkpoint:

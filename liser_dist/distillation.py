@@ -34,6 +34,7 @@ from liser_dist.runs import Run, open_run
 from liser_dist.shards import Shard, ShardVisit, find_shards, shard_order
 from liser_dist.spec import DistillSpec
 from liser_dist.teachers import TeacherFacts, describe_teacher
+from liser_dist.train_loop import Summary, TrainJob, make_batcher
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +194,7 @@ def require_disjoint_speakers(clips: Mapping[str, Sequence[Example]]) -> None:
                 )
 
 
-def train(
-    job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]]
-) -> training.Summary:
+def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]]) -> Summary:
     """Train the students until every clip of every epoch was seen.
 
     Raises ShardError when a further pass over what is missing finds none of it.
@@ -217,7 +216,7 @@ def train(
             logger.warning("clips were lost on their way; they are read once more")
 
 
-def to_train_job(job: Plan, run_place: str, desk: Any) -> training.TrainJob:
+def to_train_job(job: Plan, run_place: str, desk: Any) -> TrainJob:
     spec, shards = job.spec, job.shards["unlabelled"]
     embeddings = {
         name: facts.embedding_dim
@@ -228,7 +227,7 @@ def to_train_job(job: Plan, run_place: str, desk: Any) -> training.TrainJob:
     known = [job.teachers[n].known if n in job.teachers else unknown for n in ("speech", "face")]
     *firsts, clips = accumulate((shard.clips for shard in shards), initial=0)
     places = [shard.place for shard in shards]
-    return training.TrainJob(
+    return TrainJob(
         spec=spec,
         run=run_place,
         known=(known[0], known[1]),
@@ -247,7 +246,7 @@ def counts(spec: DistillSpec) -> bool:
 
 def summarise(
     job: Plan,
-    summary: training.Summary,
+    summary: Summary,
     checkpoint: Checkpoint,
     labelled: Mapping[str, list[Example]],
     rejected: Mapping[str, Sequence[Rejection]],
@@ -299,9 +298,7 @@ def score_kept(
     student, _ = load_student(place, kind)
     if not test:
         return StudentScores(params=student.params, learning_rate=rate)
-    scores = score_student(
-        student, LabelledSet.of(test, training.make_batcher(checkpoint.spec, {}))
-    )
+    scores = score_student(student, LabelledSet.of(test, make_batcher(checkpoint.spec, {})))
     return StudentScores(
         params=student.params,
         learning_rate=rate,

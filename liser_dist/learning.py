@@ -8,6 +8,7 @@ share every clip, every draw of augmentation and every step.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -137,15 +138,17 @@ class Learner:
         )
         self.optimizer = self._new_optimizer()
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
-        self.parallel: nn.Module = (
-            DistributedDataParallel(self.module, broadcast_buffers=False)
-            if self.workers > 1
-            else self.module
-        )
+        self.parallel: nn.Module = self._parallel() if self.workers > 1 else self.module
         self.steps = 0
         self.best: dict[str, dict[str, Tensor]] = {}
         self.best_scores: dict[str, Scores] = {}
         self.best_rates: dict[str, float] = {}
+
+    def _parallel(self) -> nn.Module:
+        with warnings.catch_warnings():
+            # Of the argument's new name, which older releases do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(self.module, broadcast_buffers=False)
 
     def _new_module(self, embeddings: Mapping[str, int]) -> nn.Module:
         students = [self._new_student(_embeddings_of(arm, embeddings)) for arm in self.arms]

@@ -40,8 +40,10 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """A spec with some fields changed, deep ones too."""
     both = {name: base[name] for name in base if name not in change}
     for name, value in change.items():
-        deep = isinstance(value, dict) and isinstance(base.get(name), dict)
-        both[name] = merged(base[name], value) if deep else value
+        old = base.get(name)
+        deep = isinstance(value, dict) and isinstance(old, dict)
+        same_kind = deep and value.get("kind") in (None, old.get("kind"))
+        both[name] = merged(old, value) if same_kind else value
     return both
 
 

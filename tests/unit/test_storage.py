@@ -27,6 +27,15 @@ def test_a_version_changes_with_the_content(tmp_path: Path) -> None:
     assert len(versions) == 2
 
 
+def test_a_version_is_that_of_the_list(tmp_path: Path) -> None:
+    place = storage.join(str(tmp_path), "a.bin")
+    storage.write_bytes(place, b"one")
+    assert storage.version_of(place) == storage.list_files(place)[0].version
+    for missing in (storage.join(str(tmp_path), "missing"), str(tmp_path)):
+        with pytest.raises(StorageError, match="not there"):
+            storage.version_of(missing)
+
+
 def test_no_half_written_file_is_left_when_writing_fails(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()  # a folder lies where the file should go
     with pytest.raises(StorageError, match="cannot write"):

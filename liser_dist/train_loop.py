@@ -1,0 +1,360 @@
+"""What each train worker does: clips -> steps -> ledger -> checkpoints, in step with the others.
+
+The workers agree at every step whether any of them still has clips, so that uneven streams end
+together and no tail is dropped. The clips of a step enter the ledger after it, and our checkpoints
+keep both; `ray.train.report` carries nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from numpy.typing import NDArray
+from torch import distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+
+from liser_dist import storage
+from liser_dist.batches import Batcher
+from liser_dist.budget import require_within
+from liser_dist.checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    checkpoint_place,
+    load_checkpoint,
+    load_newest,
+)
+from liser_dist.clock import Clock
+from liser_dist.counting import CountingLearner
+from liser_dist.desk import Progress
+from liser_dist.errors import LiserError, StorageError
+from liser_dist.evaluation import LabelledSet
+from liser_dist.features import LogMel
+from liser_dist.learning import DISTILLED, Learner, Step
+from liser_dist.ledger import Ledger
+from liser_dist.pipeline import ours_in, to_examples
+from liser_dist.records import Example, Provenance
+from liser_dist.rejections import forget_after
+from liser_dist.shards import ShardVisit
+from liser_dist.spec import DistillSpec
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 1.0
+NOTICE_EVERY_S = 5.0  # as often as Ray looks for nodes that are about to go
+STREAM = "clips"
+SUMMARY = "training.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the first worker leaves in the run's folder when the stream has ended."""
+
+    checkpoint: str
+    complete: bool  # every clip of every epoch was seen
+    passes: int  # clips seen, counted once an epoch
+    first_step_at: float | None  # time.time(), of the workers that ended it
+    training_s: float
+    data_wait_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """What every train worker is given."""
+
+    spec: DistillSpec
+    run: str  # the run's place
+    known: tuple[tuple[bool, ...], tuple[bool, ...]]  # emotions of the speech, the face teacher
+    embeddings: dict[str, int]  # width of each teacher's embedding that the loss needs
+    visits: Sequence[ShardVisit]  # the work: every shard in every epoch
+    first_clips: Mapping[str, int]  # the number of each shard's first clip
+    clips: int  # as far as it is known
+    desk: Any
+
+    @property
+    def total_passes(self) -> int:
+        return self.clips * self.spec.train.epochs
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a worker tells the others before a step."""
+
+    rows: Sequence[Provenance]
+    failure: LiserError | None  # its stream ended with this
+    look_for_notices: bool  # the first worker's clock says so, for all
+
+
+def make_batcher(
+    spec: DistillSpec,
+    embeddings: Mapping[str, int],
+    first_clips: Mapping[str, int] | None = None,
+) -> Batcher:
+    return Batcher(
+        LogMel(spec.clip.sample_rate_hz, spec.student.mels),
+        spec.emotions,
+        embeddings,
+        spec.augment,
+        spec.seed,
+        round(spec.clip.window_s * spec.clip.sample_rate_hz),
+        first_clips,
+    )
+
+
+def make_learner(job: TrainJob, device: torch.device) -> Learner:
+    if job.spec.student.kind == "counting":
+        return CountingLearner(job.clips, job.spec, torch.tensor(job.known), {}, device)
+    return Learner(job.spec, torch.tensor(job.known), job.embeddings, device)
+
+
+class TrainLoop:
+    """One worker's loop over its part of the stream."""
+
+    def __init__(
+        self, job: TrainJob, labelled: Sequence[Example], validation: Sequence[Example]
+    ) -> None:
+        self.job, self.spec, self.labelled = job, job.spec, labelled
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.learner = make_learner(job, ray.train.torch.get_device())
+        self.batcher = make_batcher(self.spec, job.embeddings, job.first_clips)
+        self.validation = LabelledSet.of(validation, self.batcher) if validation else None
+        self.ledger = Ledger()
+        self.clock = Clock()
+        self.notices = Clock()
+        self.told_to_leave = False
+        self.writer = CheckpointWriter(job.run, self.spec.train.keep)
+        self.scratch = tempfile.TemporaryDirectory(prefix="liser-board-")
+        self.board = SummaryWriter(self.scratch.name) if self.rank == 0 else None
+        self._begin()
+
+    def _begin(self) -> None:
+        """From the run's newest checkpoint, the same on all workers; else as the spec says."""
+        newest = load_newest(self.job.run) if self.rank == 0 else None
+        place = self._told_by_the_first(newest and newest[0])
+        if place is not None:
+            self._restore(newest[1] if newest else load_checkpoint(place))
+        elif self.spec.start_from is not None:
+            self.learner.start_from(load_checkpoint(self.spec.start_from).best[DISTILLED])
+        if self.rank == 0:
+            forget_after(self.job.run, self.learner.steps)
+
+    def _told_by_the_first(self, value: str | None) -> str | None:
+        told = [value]
+        if self.workers > 1:
+            dist.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.learner.restore(checkpoint)
+        self.ledger = checkpoint.ledger
+        self.clock.restore(checkpoint.state["clock"])
+        if self.rank == 0:
+            ray.get(self.job.desk.remember.remote(self.ledger.verdicts()))
+            done, total = self.ledger.passes, self.job.total_passes
+            logger.warning("going on from step %d: %d/%d clips", self.learner.steps, done, total)
+
+    def run(self) -> None:
+        stream = ray.train.get_dataset_shard(STREAM).iter_batches(
+            batch_size=self._mine(self.spec.train.batch_size),
+            batch_format="pyarrow",
+            prefetch_batches=2,
+        )
+        batches = iter(stream)
+        try:
+            while self._step(batches):
+                pass
+            require_within(self.spec.budget, self.ledger, at_the_end=True)
+            self._finish()
+        except LiserError as error:
+            # All workers end here together, and not with a failure, which Ray would repeat.
+            self._save(finished=False, at_once=True)
+            self.writer.finish()
+            ray.get(self.job.desk.fail.remote(error))
+
+    def _step(self, batches: Iterator[Any]) -> bool:
+        """One step on all workers; False when none of them has a clip left."""
+        with self.clock.waiting():
+            rows, failure = self._next_rows(batches)
+            told = self._tell(rows, failure)  # waits for the slowest of the workers
+        for message in told:
+            if message.failure is not None:
+                raise message.failure
+        gathered = [row for message in told for row in message.rows]
+        if not gathered:
+            return False
+        new = self.ledger.new(gathered)
+        first = sum(len(message.rows) for message in told[: self.rank])
+        mine = [row for row, is_new in zip(rows, new[first : first + len(rows)], strict=True)
+                if is_new]  # fmt: skip
+        step = self._learn([row for row in mine if not row.rejected])
+        self.ledger.enter(row for row, is_new in zip(gathered, new, strict=True) if is_new)
+        require_within(self.spec.budget, self.ledger, at_the_end=False)
+        self._after(step, look_for_notices=told[0].look_for_notices)
+        return True
+
+    def _mine(self, rows: int) -> int:
+        """This worker's share of a count over all workers."""
+        return rows // self.workers + (self.rank < rows % self.workers)
+
+    def _next_rows(self, batches: Iterator[Any]) -> tuple[list[Example], LiserError | None]:
+        """The next clips; or what the user has to mend, which ended the stream."""
+        try:
+            table = next(batches, None)
+        except ray.exceptions.RayError as error:
+            cause = ours_in(error)
+            if isinstance(cause, LiserError):
+                return [], cause
+            raise
+        return (to_examples(table) if table is not None else []), None
+
+    def _tell(self, rows: Sequence[Example], failure: LiserError | None) -> list[Message]:
+        """What all workers have for this step, in the order of their ranks; no clip's content."""
+        bare = [Provenance(**row.provenance()) for row in rows]
+        message = Message(bare, failure, self.notices.due(NOTICE_EVERY_S))
+        told = [message] * self.workers
+        if self.workers > 1:
+            dist.all_gather_object(told, message)
+        return told
+
+    def _learn(self, rows: Sequence[Example]) -> Step:
+        step = self.learner.steps
+        batch = self.batcher.batch(rows, self._labelled_rows(step), epoch=step)
+        return self.learner.learn(batch, self.progress)
+
+    def _labelled_rows(self, step: int) -> list[Example]:
+        """This worker's labelled clips of a step: a walk through seeded shuffles of them all."""
+        wanted = min(self.spec.train.labelled_batch_size, len(self.labelled))
+        if not wanted:
+            return []
+        first = step * wanted
+        places = [
+            divmod(position, len(self.labelled))
+            for position in range(first, first + wanted)[self.rank :: self.workers]
+        ]
+        order = {lap: self._order(lap) for lap in {lap for lap, _ in places}}
+        return [self.labelled[order[lap][place]] for lap, place in places]
+
+    def _order(self, lap: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.spec.seed, lap]).permutation(len(self.labelled))
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.ledger.passes / max(1, self.job.total_passes))
+
+    def _after(self, step: Step, look_for_notices: bool) -> None:
+        """What is due after a step, alike on all workers."""
+        self.clock.stepped()
+        steps = self.learner.steps
+        if steps % self.spec.train.validate_every == 0:
+            self._validate()
+        leaving = look_for_notices and self._is_told_to_leave()
+        if leaving or steps % self.spec.train.checkpoint_every == 0:
+            self._save(finished=False, at_once=leaving)
+        if self.rank == 0:
+            self._show(step)
+
+    def _is_told_to_leave(self) -> bool:
+        """Whether a node has been given notice since this was last asked. All workers ask."""
+        notice = ray.train.get_preemption_info() is not None
+        since, self.told_to_leave = notice and not self.told_to_leave, notice
+        return since
+
+    def _validate(self) -> None:
+        scores = self.learner.keep_best(self.validation)
+        if self.board is not None:
+            for kind, found in scores.items():
+                self.board.add_scalar(f"validation/{kind}_uar", found.uar, self.learner.steps)
+
+    def _finish(self) -> None:
+        self._validate()
+        self._save(finished=True, at_once=True)
+        if self.rank == 0:
+            try:
+                self.writer.finish()
+                self._summarise()
+            except StorageError as error:
+                ray.get(self.job.desk.fail.remote(error))
+        self.scratch.cleanup()
+
+    def _summarise(self) -> None:
+        clock, ledger = self.clock, self.ledger
+        summary = Summary(
+            checkpoint=checkpoint_place(self.job.run, self.learner.steps),
+            complete=all(ledger.complete(visit.epoch, visit.shard) for visit in self.job.visits),
+            passes=ledger.passes,
+            first_step_at=clock.first_step_at,
+            training_s=clock.training_s,
+            data_wait_share=clock.wait_share,
+        )
+        content = json.dumps(asdict(summary)).encode()
+        storage.write_bytes(storage.join(self.job.run, SUMMARY), content)
+
+    def _save(self, finished: bool, at_once: bool) -> None:
+        """The first worker writes; all hold the same. One that is still busy is not waited for."""
+        if self.rank:
+            self.ledger.take_rejections()
+            return
+        if self.writer.busy and not at_once:
+            logger.warning(
+                "step %d has no checkpoint: the last is being written", self.learner.steps
+            )
+            return
+        if not self.learner.best:
+            self.learner.keep_best(self.validation)
+        self.writer.save(
+            self.learner.steps,
+            Checkpoint(
+                spec=self.spec,
+                students=self.learner.tensors(),
+                best=self.learner.best,
+                optimizer=self.learner.optimizer.state_dict(),
+                state=self.learner.facts() | {"finished": finished, "clock": self.clock.facts()},
+                ledger=self.ledger,
+            ),
+            then=self._upload_curves,
+        )
+
+    def _upload_curves(self) -> None:
+        """They are a convenience: training goes on without."""
+        assert self.board is not None, "the first worker's"
+        try:
+            self.board.flush()
+            curves = storage.join(self.job.run, "tensorboard")
+            storage.upload_folder(Path(self.scratch.name), curves)
+        except StorageError as error:
+            logger.warning("the curves could not be kept: %s", error)
+
+    def _show(self, step: Step) -> None:
+        if self.board is not None:
+            for position, arm in enumerate(self.learner.arms):
+                name = f"train/{arm.kind}_{arm.learning_rate:g}_loss"
+                self.board.add_scalar(name, float(step.loss[position]), self.learner.steps)
+        if self.clock.due(PROGRESS_EVERY_S) or self.progress == 1.0:
+            self._report(float(step.loss[0]))
+
+    def _report(self, loss: float) -> None:
+        done, total = self.ledger.passes, self.job.total_passes
+        speed = self.clock.speed(done)
+        self.job.desk.set_progress.remote(
+            Progress(
+                passes=done,
+                total_passes=max(done, total),
+                rejected=self.ledger.rejected,
+                steps=self.learner.steps,
+                loss=loss,
+                clips_per_s=speed,
+                data_wait_share=self.clock.wait_share,
+                left_s=(total - done) / speed if speed and total > done else None,
+                scores={kind: found.uar for kind, found in self.learner.best_scores.items()},
+            )
+        )

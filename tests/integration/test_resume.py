@@ -1,0 +1,109 @@
+"""A job whose driver was killed goes on when it is submitted again, or says why it does not."""
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liser_dist.checkpoints import list_checkpoints, load_checkpoint
+from liser_dist.shards import write_shards
+from tests.films import small_film
+from tests.integration.conftest import ROOT, Job, wait_until
+from tests.integration.test_distill import same
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SLOW = {"speech": {"kind": "mock", "seconds_per_clip": 0.05}, "face": {"kind": "mock"}}
+COUNTING = {"kind": "counting"}
+Kill = Callable[..., Path]
+
+
+@pytest.fixture
+def killed(ray_cluster: dict[str, str], write_spec: Callable[..., Path], tmp_path: Path) -> Kill:
+    """Submits a job and kills its driver when some steps were kept; the place of its run."""
+
+    def run(**change: Any) -> Path:
+        spec = write_spec(**change)
+        place = tmp_path / "runs" / "small" / "001"
+        command = [sys.executable, ROOT / "jobs" / "distill.py", spec]
+        with (tmp_path / "killed.log").open("w") as log:
+            driver = subprocess.Popen(command, env=ray_cluster, stdout=log, stderr=log)
+            try:
+                wait_until(lambda: len(list_checkpoints(str(place))) > 2, 120)
+            finally:
+                driver.kill()
+                driver.wait()
+        assert not (place / "result.json").exists(), (tmp_path / "killed.log").read_text()
+        return place
+
+    return run
+
+
+def keeping(**train: Any) -> dict[str, Any]:
+    return {"teachers": SLOW, "train": {"checkpoint_every": 1, "keep": 100, "epochs": 3, **train}}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_weights_are_those_of_a_job_that_nobody_killed(
+    killed: Kill, job: Job, workers: int
+) -> None:
+    change = keeping(workers=workers, average=0.9) | {"deterministic": True}
+    place = killed(**change)
+    again = job(**change)
+    assert again.code == 0, again.err
+    assert "going on from step" in again.err
+    assert again.place == place
+    undisturbed = job(**change, name="undisturbed")
+    assert undisturbed.code == 0, undisturbed.err
+    assert same(again.weights, undisturbed.weights)
+    one, two = (load_checkpoint(done.result["checkpoint"]).best for done in (again, undisturbed))
+    assert same(one["distilled"], two["distilled"])
+
+
+def test_what_does_not_belong_to_a_run_is_refused_and_what_broke_is_passed_over(
+    killed: Kill, job: Job, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    samples = ((f"clip-{n:02d}", small_film(n), {"faces": []}) for n in range(20))
+    write_shards(samples, str(shards), clips_per_shard=6)
+    change = keeping(workers=2) | {"data": {"unlabelled": str(shards)}, "student": COUNTING}
+    place = killed(**change)
+
+    other = job(**change, seed=5, loss={"temperature": 3.0})
+    assert other.code == 2
+    assert "`seed` is 0 there and 5 here" in other.err
+    assert "`loss.temperature` is 2.0 there and 3.0 here" in other.err
+    assert "Traceback" not in other.err
+
+    shard, aside = shards / "000002.tar", tmp_path / "aside.tar"
+    shard.rename(aside)
+    shutil.copy(shards / "000001.tar", shard)
+    replaced = job(**change)
+    assert replaced.code == 2
+    assert f"the shard {shard} was replaced" in replaced.err
+    aside.rename(shard)  # with its time
+
+    newest = Path(list_checkpoints(str(place))[-1]) / "students.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-3] ^= 1
+    newest.write_bytes(content)
+    change["train"]["workers"] = 1
+    again = job(**change)
+    assert again.code == 0, again.err
+    assert again.place == place
+    assert "students.safetensors is not as it was written" in again.err
+    assert set(again.weights["counts"].tolist()) == {3.0}
+
+
+def test_a_run_that_another_job_is_at_work_on_is_left_alone(killed: Kill, job: Job) -> None:
+    place = killed(**keeping())
+    with (place / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = job(**keeping())
+    assert done.code == 2
+    assert "another job is at work on the run" in done.err
