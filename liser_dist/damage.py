@@ -1,7 +1,7 @@
 """Damage good clips in seeded ways, and see that a job loses the damaged ones and no other.
 
 1. copies of good clips, each damaged in one way, are mixed among the good ones as shards
-2. a job with a counting student runs on the good clips alone, and on the mixture
+2. the job runs on the good clips alone, and on the mixture, with a student that counts clips
 3. each clip's weight and `rejected.parquet` say what became of it
 """
 
@@ -49,7 +49,7 @@ class DamageRow(Record):
     reasons: dict[str, int]  # of the rejected, good ones too if there were any
     good_clips_per_s: float
     good_clips_per_s_without_damage: float
-    left_behind: list[str]  # of both jobs: processes and shared memory, 10 s after its end
+    left_behind: list[str]  # processes and shared memory, 10 s after the second job's end
 
 
 # ---------------------------------------------------------------- kinds of damage
@@ -166,12 +166,11 @@ def _read(shard: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run did with its clips."""
+    """What a job did with its clips."""
 
     trained: Mapping[str, int]  # by key: how often
     rejected: Mapping[str, str]  # by key: why
     training_s: float
-    left_behind: Sequence[str]
 
     def once(self, kind: str) -> int:
         """Clips of a kind that were trained once and not rejected."""
@@ -181,14 +180,20 @@ class Outcome:
             if key.startswith(kind)
         )
 
+    def per_s(self, clips: int) -> float:
+        return clips / self.training_s if self.training_s else 0.0
+
 
 def break_clips(spec: DistillSpec, folder: Path, clips: int, seed: int = 0) -> DamageRow:
     """Run the job on good clips alone, then on them and as many damaged ones.
 
     Raises RuntimeError or TimeoutError when one of the jobs does not reach its end.
     """
-    alone = _run(spec, folder / "good", clips, seed, damaged=False)
-    mixed = _run(spec, folder / "mixed", clips, seed, damaged=True)
+    with LocalCluster(HEAD_CPUS) as cluster:
+        alone = _run(spec, folder / "good", cluster, clips, seed, damaged=False)
+        mixed = _run(spec, folder / "mixed", cluster, clips, seed, damaged=True)
+        time.sleep(LEFT_AFTER_S)
+        left = cluster.left_behind()
     trained, rejected = mixed.trained, mixed.rejected
     return DamageRow(
         good=clips,
@@ -199,36 +204,37 @@ def break_clips(spec: DistillSpec, folder: Path, clips: int, seed: int = 0) -> D
         lost=sum(not times and key not in rejected for key, times in trained.items()),
         twice=sum(times + (key in rejected) > 1 for key, times in trained.items()),
         reasons=dict(Counter(rejected.values()).most_common()),
-        good_clips_per_s=clips / mixed.training_s,
-        good_clips_per_s_without_damage=clips / alone.training_s,
-        left_behind=[*alone.left_behind, *mixed.left_behind],
+        good_clips_per_s=mixed.per_s(clips),
+        good_clips_per_s_without_damage=alone.per_s(clips),
+        left_behind=left,
     )
 
 
-def _run(spec: DistillSpec, folder: Path, clips: int, seed: int, damaged: bool) -> Outcome:
+def _run(
+    spec: DistillSpec, folder: Path, cluster: LocalCluster, clips: int, seed: int, damaged: bool
+) -> Outcome:
     shards = folder / "clips"
     shards.mkdir(parents=True)
     keys = mix_damaged(spec.data.unlabelled, str(shards), clips, seed, damaged)
-    with LocalCluster(HEAD_CPUS) as cluster:
-        run = BrokenRun(_tolerant(spec, folder, shards), folder, cluster)
-        run.start()
-        limit_s = START_LIMIT_S + CLIP_LIMIT_S * len(keys)
-        wait_until(lambda: run.ended, limit_s, f"the end of a job on {len(keys)} clips")
-        run.wait()
-        time.sleep(LEFT_AFTER_S)
-        return _outcome(run, keys, cluster.left_behind())
+    run = BrokenRun(_tolerant(spec, folder, shards), folder, cluster)
+    run.start()
+    limit_s = START_LIMIT_S + CLIP_LIMIT_S * len(keys)
+    wait_until(lambda: run.ended, limit_s, f"the end of a job on {len(keys)} clips")
+    run.wait()
+    return _outcome(run, keys)
 
 
 def _tolerant(spec: DistillSpec, folder: Path, shards: Path) -> DistillSpec:
-    """The job for one epoch of these shards, whatever it rejects of them."""
+    """The job, counting, for one epoch of these shards, whatever it rejects of them."""
     content = spec.model_dump()
     content["data"] |= {"unlabelled": str(shards)}
+    content["student"] = {"kind": "counting"}
     content["train"] |= {"epochs": 1}
     content["budget"] |= {"max_rejected_share": 0.9, "max_rejected_in_a_row": 2**31}
     return DistillSpec.model_validate(content | {"output": str(folder / BUCKET / "runs")})
 
 
-def _outcome(run: BrokenRun, keys: Sequence[str], left_behind: Sequence[str]) -> Outcome:
+def _outcome(run: BrokenRun, keys: Sequence[str]) -> Outcome:
     (file,) = run.runs.glob("*/result.json")
     result = DistillResult.model_validate_json(file.read_text())
     counts = load_checkpoint(result.checkpoint).students[COUNTS].int().tolist()
@@ -237,5 +243,4 @@ def _outcome(run: BrokenRun, keys: Sequence[str], left_behind: Sequence[str]) ->
         trained=dict(zip(keys, counts, strict=True)),
         rejected={line["key"]: line["reason"] for line in rejected},
         training_s=result.seconds.training,
-        left_behind=left_behind,
     )

@@ -33,6 +33,7 @@ from liser_dist.spec import DistillSpec
 JOB = Path(__file__).parents[1] / "jobs" / "distill.py"
 RECOVERY_LIMIT_S = 240.0
 LEFT_AFTER_S = 10.0
+NOTICE_S = 15
 HEAD_CPUS = 3
 BUCKET = "bucket"
 
@@ -173,8 +174,17 @@ def add_node(run: BrokenRun) -> None:
 
 
 def lose_node(run: BrokenRun) -> None:
-    """A node more, lost when it works for the job."""
+    """One that works for the job, which may have to be added before."""
+    if not run.nodes:
+        add_node(run)
+    run.cluster.lose_node(run.nodes.pop())
+
+
+def lose_node_after_notice(run: BrokenRun) -> None:
+    """A node more, told to go while it works for the job, and gone when its time has come."""
     add_node(run)
+    run.cluster.give_notice(run.nodes[-1], NOTICE_S)
+    time.sleep(NOTICE_S)
     run.cluster.lose_node(run.nodes.pop())
 
 
@@ -226,6 +236,9 @@ FAULTS: Mapping[str, Fault] = {
     "teacher actor killed": Fault(kill_teacher),
     "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.08),
     "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.08),
+    "node lost after notice": Fault(
+        lose_node_after_notice, {**_ELASTIC, "max_failures": 0}, seconds_per_clip=0.08
+    ),
     "driver killed, resubmitted": Fault(kill_driver),
     "driver killed, 1 worker instead of 2": Fault(kill_driver_and_take_one_worker),
     "driver killed, 2 workers instead of 1": Fault(

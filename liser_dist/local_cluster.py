@@ -103,6 +103,22 @@ class LocalCluster:
         """All of a node's processes at once, as when its machine is gone."""
         self._kill(self._nodes[number])
 
+    def give_notice(self, number: int, seconds: int) -> None:
+        """Tell the cluster that a node will be gone, as a cloud does of a spot machine."""
+        raylet = next(
+            p for p in self.processes() if _node_of(p) == number and "/raylet" in _title(p)
+        )
+        node_id = next(word for word in raylet.cmdline() if word.startswith("--node_id="))
+        subprocess.run(
+            [
+                str(_BIN / "ray"), "drain-node", f"--node-id={node_id.partition('=')[2]}",
+                f"--address={self.environment['RAY_ADDRESS']}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+                f"--deadline-remaining-seconds={seconds}",
+            ],
+            env=self.environment, check=True, capture_output=True,
+        )  # fmt: skip
+
     def _start(self, cpus: int, *arguments: str) -> None:
         command = [
             str(_BIN / "ray"), "start", "--block", f"--num-cpus={cpus}",
