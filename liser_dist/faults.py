@@ -223,7 +223,8 @@ class Fault:
 
     inject: Callable[[BrokenRun], None]
     train: Mapping[str, Any] = field(default_factory=dict)
-    seconds_per_clip: float | None = None  # of the speech teacher: a job that lasts long enough
+    # Of the speech teacher: a job that lasts long enough, or decoders that stay at work to its end.
+    seconds_per_clip: float | None = None
     on_s3: bool = False
     small_disk: bool = False
 
@@ -231,8 +232,8 @@ class Fault:
 _ELASTIC = {"workers": [1, 5], "resize_every_s": 2.0}
 FAULTS: Mapping[str, Fault] = {
     "train worker killed": Fault(kill_worker),
-    "decode actor killed": Fault(kill_decoder),
-    "decoding child killed": Fault(kill_decoder_child),
+    "decode actor killed": Fault(kill_decoder, {"epochs": 6}, seconds_per_clip=0.005),
+    "decoding child killed": Fault(kill_decoder_child, {"epochs": 6}, seconds_per_clip=0.005),
     "teacher actor killed": Fault(kill_teacher),
     "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.08),
     "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.08),

@@ -72,6 +72,8 @@ class LocalCluster:
             "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
             "PATH": f"{_BIN}:{os.environ['PATH']}",
             MARK: self._mark,
+            # The workers', too: another Ray on this machine is not theirs.
+            "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{self._dashboard}",
             **_NOTICES_SOON,
         }
         self.environment.pop("RAY_ADDRESS", None)
@@ -81,7 +83,6 @@ class LocalCluster:
         )  # fmt: skip
         wait_until(self._answers, START_LIMIT_S, "a Ray head")
         self.environment["RAY_ADDRESS"] = f"{HOST}:{self._port}"
-        self.environment["RAY_API_SERVER_ADDRESS"] = f"http://{HOST}:{self._dashboard}"
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +132,7 @@ class LocalCluster:
     def _answers(self) -> bool:
         listed = subprocess.run(
             [str(_BIN / "ray"), "job", "list"],
-            env={**self.environment, "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{self._dashboard}"},
+            env=self.environment,
             capture_output=True,
             check=False,
         )

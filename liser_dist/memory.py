@@ -1,8 +1,8 @@
 """Watch the memory of a job's processes: it must not grow with the number of clips.
 
-1. a job with a counting student and teachers that take no time runs on a cluster of its own
-2. when it has seen so many clips, and again when it has seen some times as many, each of its
-   processes is asked how much memory it would give back if it ended
+1. the job, with a student that counts and teachers that take no time, runs on a cluster of its own
+2. when it has seen so many clips, and again when it has seen many more, each of its processes is
+   asked for its unique set size: what the machine would get back if it ended
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import math
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,15 +23,18 @@ from liser_dist.results import Record
 from liser_dist.shards import find_shards
 from liser_dist.spec import DistillSpec
 
+# A decoding child of the job's only decoder is as old at 5,000 clips as its ancestor was at 1,000.
 MARKS = (1000, 5000)
-SAMPLES, SAMPLES_S = 5, 2.0
-READ_AHEAD = 1.25  # of the second mark: the first stages must still be at work there
+SAMPLES, APART_S = 5, 0.4
+# Beyond the second mark there is work for some time, also for the stages that are ahead.
+BEYOND = 1.25
 START_LIMIT_S, CLIP_LIMIT_S = 240.0, 0.5
-# Ray's titles of a job's actors and tasks. Readers are tasks: any idle worker may be the next.
+READER = "MapBatches(_read)"  # a task: between two of them its process bears no name
+# What Ray calls a job's actors.
 TITLES: Mapping[str, str] = {
     "train worker": "ray::RayTrainWorker",
-    "decoder": "ray::MapWorker(MapBatches(Decode))",
-    "teacher": "ray::MapWorker(MapBatches(Teach))",
+    "decoder": "MapBatches(Decode)",
+    "teacher": "MapBatches(Teach)",
     "train controller": "ray::TrainController",
     "dataset manager": "ray::DatasetManager",
     "split coordinator": "ray::SplitCoordinator",
@@ -39,9 +43,94 @@ TITLES: Mapping[str, str] = {
 
 
 class MemoryRow(Record):
-    """Unique set size of one process, or of those that took its place, at both marks."""
+    """Unique set size of one process, or of the one that took its place, at both marks."""
 
     kind: str
     bytes_before: int
     bytes_after: int
     growth: float  # share
+
+    @classmethod
+    def of(cls, kind: str, before: int, after: int) -> MemoryRow:
+        growth = after / before - 1
+        return cls(kind=kind, bytes_before=before, bytes_after=after, growth=growth)
+
+
+def watch_memory(
+    spec: DistillSpec, folder: Path, marks: tuple[int, int] = MARKS
+) -> list[MemoryRow]:
+    """A row for each process of the job.
+
+    Args:
+        marks: clips trained or rejected, counted once an epoch.
+
+    Raises:
+        RuntimeError: the job ended before the second mark.
+        TimeoutError: it did not get there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with LocalCluster(HEAD_CPUS) as cluster:
+        run = BrokenRun(_long_enough(spec, folder, marks[1]), folder, cluster)
+        run.start()
+        before, after = [_measure_at(run, mark) for mark in marks]
+        assert run.job is not None
+        run.job.kill()
+        run.job.wait()
+    return [row for kind in before for row in _compare(kind, before[kind], after.get(kind, []))]
+
+
+def _long_enough(spec: DistillSpec, folder: Path, clips: int) -> DistillSpec:
+    """The job, counting and unhindered by its teachers, for more clips than so many."""
+    found = sum(shard.clips for shard in find_shards(spec.data.unlabelled, "data.unlabelled"))
+    content = spec.model_dump()
+    content["teachers"] |= {"speech": {"kind": "mock"}, "face": {"kind": "mock"}}
+    content["student"] = {"kind": "counting"}
+    content["train"] |= {"epochs": math.ceil(BEYOND * clips / found)}
+    return DistillSpec.model_validate(content | {"output": str(folder / BUCKET / "runs")})
+
+
+def _measure_at(run: BrokenRun, mark: int) -> dict[str, list[int]]:
+    """Bytes of each process, by kind: the medians of samples from this mark on."""
+    steps = math.ceil(mark / run.spec.train.batch_size)
+    limit_s = START_LIMIT_S + CLIP_LIMIT_S * mark
+    _wait(run, lambda: run.step >= steps, limit_s, f"{mark} clips")
+    _wait(run, lambda: bool(run.cluster.workers(READER)), limit_s, "a reader at work")
+    readers = run.cluster.workers(READER)
+    sizes: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for _ in range(SAMPLES):
+        for kind, process in _processes(run, readers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sizes[kind, process.pid].append(process.memory_full_info().uss)
+        time.sleep(APART_S)
+    found: dict[str, list[int]] = defaultdict(list)
+    for (kind, _), samples in sorted(sizes.items()):
+        found[kind].append(round(statistics.median(samples)))
+    return found
+
+
+def _wait(run: BrokenRun, holds: Callable[[], bool], limit_s: float, what: str) -> None:
+    wait_until(lambda: holds() or run.ended, limit_s, what)
+    if run.ended:
+        raise RuntimeError(f"the job ended before {what}: {run.log}")
+
+
+def _processes(
+    run: BrokenRun, readers: Sequence[psutil.Process]
+) -> Iterator[tuple[str, psutil.Process]]:
+    assert run.job is not None
+    yield "driver", psutil.Process(run.job.pid)
+    for process in readers:
+        yield "reader", process
+    for process in run.decoder_children():
+        yield "decoding child", process
+    for kind, title in TITLES.items():
+        for process in run.cluster.workers(title):
+            yield kind, process
+
+
+def _compare(kind: str, before: Sequence[int], after: Sequence[int]) -> Iterator[MemoryRow]:
+    """Process by process; the largest alone where there are not as many as before."""
+    if before and after:
+        same = len(before) == len(after)
+        for pair in zip(before, after, strict=True) if same else [(max(before), max(after))]:
+            yield MemoryRow.of(kind, *pair)
