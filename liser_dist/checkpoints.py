@@ -132,7 +132,7 @@ class CheckpointWriter:
             _remove_quietly(place)  # what there is of it may be what fills the disk
             raise
         self._rejections.clear()
-        remove_old(self._run, self._keep)
+        remove_others(self._run, step, self._keep)
         then()
 
 
@@ -205,16 +205,17 @@ def load_newest(run: str) -> tuple[str, Checkpoint] | None:
     return None
 
 
-def remove_old(run: str, keep: int) -> None:
-    """Keep the newest checkpoints; the best weights by validation are in each of them.
+def remove_others(run: str, step: int, keep: int) -> None:
+    """Keep the newest up to a step; the best weights by validation are in each of them.
 
-    With the old ones goes what was begun and never committed.
+    With the old ones goes what was never committed, and what is of a later step: a history that
+    was given up when its worker was lost.
     """
-    committed = list_checkpoints(run)
+    committed = [place for place in list_checkpoints(run) if place <= checkpoint_place(run, step)]
     folder = storage.join(run, "checkpoints")
     for name in storage.list_folders(folder):
         place = storage.join(folder, name)
-        if place not in committed[-keep:] and place < committed[-1]:
+        if place not in committed[-keep:]:
             _remove_quietly(place)
 
 

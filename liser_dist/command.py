@@ -112,7 +112,8 @@ def _without_tags(location: tuple[int | str, ...]) -> Iterator[str]:
     tagged = {"speech", "face", "student", "input"}
     for position, part in enumerate(location):
         before = location[position - 1] if position else None
-        if not (before in tagged and position < len(location) - 1):
+        is_kind = before in tagged and position < len(location) - 1
+        if not is_kind and not (before == "workers" and part in ("count", "bounds")):
             yield str(part)
 
 

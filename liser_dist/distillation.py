@@ -199,6 +199,9 @@ def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]
 
     Raises ShardError when a further pass over what is missing finds none of it.
     """
+    last = training.last_summary(begun.place)
+    if last is not None and last.complete:
+        return last  # the driver was killed after it
     train_job = to_train_job(job, begun.place, desk)
     screen.console.print(f"distilling {train_job.clips} clips")
     passes = -1

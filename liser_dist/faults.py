@@ -33,7 +33,7 @@ from liser_dist.spec import DistillSpec
 JOB = Path(__file__).parents[1] / "jobs" / "distill.py"
 RECOVERY_LIMIT_S = 240.0
 LEFT_AFTER_S = 10.0
-NOTICE_S = 15
+NOTICE_S = 10
 HEAD_CPUS = 3
 BUCKET = "bucket"
 
@@ -235,10 +235,10 @@ FAULTS: Mapping[str, Fault] = {
     "decode actor killed": Fault(kill_decoder, {"epochs": 6}, seconds_per_clip=0.005),
     "decoding child killed": Fault(kill_decoder_child, {"epochs": 6}, seconds_per_clip=0.005),
     "teacher actor killed": Fault(kill_teacher),
-    "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.08),
-    "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.08),
+    "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.12),
+    "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.12),
     "node lost after notice": Fault(
-        lose_node_after_notice, {**_ELASTIC, "max_failures": 0}, seconds_per_clip=0.08
+        lose_node_after_notice, {**_ELASTIC, "max_failures": 0}, seconds_per_clip=0.16
     ),
     "driver killed, resubmitted": Fault(kill_driver),
     "driver killed, 1 worker instead of 2": Fault(kill_driver_and_take_one_worker),

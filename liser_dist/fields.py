@@ -6,7 +6,15 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
 
 
 def _on_disk_or_s3(place: str) -> str:
@@ -24,6 +32,23 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Bounds = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+
+def _alone(given: Any) -> Any:
+    """`--train.workers 2` comes from the command line as a list of one."""
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
+
+
+def _which(given: Any) -> str:
+    return "bounds" if isinstance(given, list | tuple) else "count"
+
+
+CountOrBounds = Annotated[
+    Annotated[Count, Tag("count")] | Annotated[Bounds, Tag("bounds")],
+    Discriminator(_which),
+    BeforeValidator(_alone),
+]
 
 EMOTIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted")
 

@@ -87,7 +87,7 @@ def build_examples(
         for v in visits
     ]  # fmt: skip
     return (
-        ray.data.from_items(items, override_num_blocks=len(items))
+        ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         .map_batches(
             _read,
             fn_kwargs={"labelled": labelled},

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from liser_dist.fields import EMOTIONS, Bounds, Count, Place, Share, Spec, Weight, fingerprint
+from liser_dist.fields import EMOTIONS, Bounds, Count, CountOrBounds, Place, Share, Spec, Weight, fingerprint
 from liser_dist.synthetic import SyntheticSpec, fill_in_synthetic
 
 # ---------------------------------------------------------------- data
@@ -213,7 +213,7 @@ class AugmentSpec(Spec):
 
 
 class TrainSpec(Spec):
-    workers: Count | Bounds = Field(
+    workers: CountOrBounds = Field(
         1, description="or [least, most]: as many as there is room for, more or fewer as it changes"
     )
     epochs: Count = 3

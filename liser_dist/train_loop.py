@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,8 @@ class TrainLoop:
         except LiserError as error:
             # All workers end here together, and not with a failure, which Ray would repeat.
             self._save(finished=False, at_once=True)
-            self.writer.finish()
+            with suppress(StorageError):  # told in the log; what ended the run matters more
+                self.writer.finish()
             ray.get(self.job.desk.fail.remote(error))
 
     def _step(self, batches: Iterator[Any]) -> bool:

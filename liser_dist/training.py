@@ -70,7 +70,15 @@ def train_students(job: TrainJob, clips: Mapping[str, Sequence[Example]]) -> Sum
             raise ours_in(error) from error
     if failure := ray.get(job.desk.failure.remote()):
         raise failure
-    return Summary(**json.loads(storage.read_bytes(storage.join(job.run, SUMMARY))))
+    summary = last_summary(job.run)
+    assert summary is not None, "the first worker leaves one"
+    return summary
+
+
+def last_summary(run: str) -> Summary | None:
+    """What the workers left that last came to the end of a run's stream, if any did."""
+    place = storage.join(run, SUMMARY)
+    return Summary(**json.loads(storage.read_bytes(place))) if storage.exists(place) else None
 
 
 def _trainer(job: TrainJob, config: dict[str, Any], scratch: str) -> TorchTrainer:

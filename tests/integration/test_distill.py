@@ -118,12 +118,6 @@ def test_nothing_that_is_said_beside_a_clip_changes_a_weight(
     assert same(*weights)
 
 
-def test_two_workers_give_the_same_weights_twice(job: Job) -> None:
-    one, two = (job(deterministic=True, train={"workers": 2}) for _ in range(2))
-    assert one.code == two.code == 0, one.err + two.err
-    assert same(one.weights, two.weights)
-
-
 def test_hostile_clips_cost_themselves_alone(
     job: Job, shared: Path, films: list[bytes], tmp_path: Path
 ) -> None:

@@ -14,13 +14,8 @@ from tests.integration.conftest import SMALL, merged
 Broken = Callable[..., str]
 TOGETHER = [
     ("decoding child killed", "decode actor killed", "teacher actor killed", "train worker killed"),
-    (
-        "driver killed, resubmitted",
-        "driver killed, 1 worker instead of 2",
-        "driver killed, 2 workers instead of 1",
-    ),
+    ("driver killed, 1 worker instead of 2", "driver killed, 2 workers instead of 1"),
     ("elastic resize", "node lost"),
-    ("node lost after notice",),
     ("S3 server restarted", "S3 answers 503 for 20 s"),
     ("disk full at checkpoint",),
 ]
@@ -69,4 +64,6 @@ def test_no_clip_is_lost_and_none_trained_twice(broken: Broken, names: tuple[str
 
 
 def test_each_fault_is_injected() -> None:
-    assert {name for names in TOGETHER for name in names} == set(FAULTS)
+    # A driver that is killed and resubmitted as it was: test_resume. A notice takes minutes.
+    elsewhere = {"driver killed, resubmitted", "node lost after notice"}
+    assert {name for names in TOGETHER for name in names} == set(FAULTS) - elsewhere

@@ -1,6 +1,5 @@
 """A job whose driver was killed goes on when it is submitted again, or says why it does not."""
 
-import fcntl
 import shutil
 import subprocess
 import sys
@@ -48,11 +47,8 @@ def keeping(**train: Any) -> dict[str, Any]:
     return {"teachers": SLOW, "train": {"checkpoint_every": 1, "keep": 100, "epochs": 3, **train}}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_weights_are_those_of_a_job_that_nobody_killed(
-    killed: Kill, job: Job, workers: int
-) -> None:
-    change = keeping(workers=workers, average=0.9) | {"deterministic": True}
+def test_the_weights_are_those_of_a_job_that_nobody_killed(killed: Kill, job: Job) -> None:
+    change = keeping(workers=2, average=0.9) | {"deterministic": True}
     place = killed(**change)
     again = job(**change)
     assert again.code == 0, again.err
@@ -96,14 +92,11 @@ def test_what_does_not_belong_to_a_run_is_refused_and_what_broke_is_passed_over(
     again = job(**change)
     assert again.code == 0, again.err
     assert again.place == place
+    again_clips = again.result["clips"]
     assert "students.safetensors is not as it was written" in again.err
     assert set(again.weights["counts"].tolist()) == {3.0}
 
-
-def test_a_run_that_another_job_is_at_work_on_is_left_alone(killed: Kill, job: Job) -> None:
-    place = killed(**keeping())
-    with (place / ".lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = job(**keeping())
-    assert done.code == 2
-    assert "another job is at work on the run" in done.err
+    (place / "result.json").unlink()  # as when the driver is killed while it scores
+    last = job(**change)
+    assert last.code == 0, last.err
+    assert (last.place, last.result["clips"]) == (place, again_clips)

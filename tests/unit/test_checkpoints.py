@@ -108,6 +108,16 @@ def fill(ballast: Path) -> None:
             file.flush()
 
 
+def test_checkpoints_of_a_history_that_was_given_up_go_with_the_next(tmp_path: Path) -> None:
+    lost = CheckpointWriter(str(tmp_path), keep=2)
+    save(lost, 4, 5, 6)
+    lost.finish()
+    writer = CheckpointWriter(str(tmp_path), keep=2)
+    save(writer, 5)
+    writer.finish()
+    assert steps_in(tmp_path) == [5]
+
+
 def test_a_full_disk_costs_the_checkpoint_and_the_next_one_counts(
     small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

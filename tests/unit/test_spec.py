@@ -147,3 +147,34 @@ def test_the_readmes_own_spec_is_sound() -> None:
     ]
     spec = DistillSpec.model_validate(yaml.safe_load(block.split("```")[0]))
     assert spec.teachers.face is not None
+
+
+@pytest.mark.parametrize(("given", "workers"), [("2", 2), ("[1, 3]", (1, 3)), ("1,3", (1, 3))])
+def test_workers_are_a_number_or_bounds_on_the_command_line_too(
+    file: Path, given: str, workers: object
+) -> None:
+    assert read(file, "--train.workers", given).train.workers == workers
+
+
+def test_wrong_workers_are_told_in_a_line(file: Path) -> None:
+    with pytest.raises(SpecError) as told:
+        read(file, "--train.workers", "none")
+    (line,) = str(told.value).splitlines()[1:]
+    assert line.startswith("  train.workers: ")
+    assert line.endswith("(given: 'none')")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--train.workers", "4,2"], "least, most"),
+        (["--train.workers", "1,9", "--train.batch_size", "8"], "without a clip"),
+        (["--train.workers", "1,2", "--deterministic", "true"], "fixed number"),
+        (["--train.workers", "3", "--deterministic", "true"], "divides"),
+    ],
+)
+def test_workers_must_agree_with_what_else_is_asked(
+    file: Path, arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        read(file, *arguments)
