@@ -42,7 +42,7 @@ class StudentBatch:
     mel: Tensor  # [batch, frames, mels]
     frames: Tensor  # [batch] frames that hold sound
     label: Tensor  # [batch] emotion, or NO_LABEL
-    clip: Tensor  # [batch] its number among the unlabelled clips of the run, or NO_NUMBER
+    clip: Tensor  # [batch] its number among the unlabelled clips of all epochs, or NO_NUMBER
     speech: TeacherBatch
     face: TeacherBatch
 
@@ -81,11 +81,11 @@ class Batcher:
         augment: AugmentSpec,
         seed: int,
         window_samples: int,
-        first_clips: Mapping[str, int] | None = None,
+        first_clips: Mapping[tuple[int, str], int] | None = None,
     ) -> None:
         """`embeddings`: the width of each teacher's embedding that the loss needs.
 
-        `first_clips`: the number of each shard's first clip, where clips are to be numbered.
+        `first_clips`: the number of each epoch's and shard's first clip, where they are numbered.
         """
         self.features = features
         self.emotions = list(emotions)
@@ -127,7 +127,7 @@ class Batcher:
         )
 
     def _number(self, clip: Example) -> int:
-        first = self.first_clips.get(clip.shard)
+        first = self.first_clips.get((clip.epoch, clip.shard))
         return NO_NUMBER if first is None else first + clip.index
 
     def mel(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,7 @@ def require_within(budget: BudgetSpec, ledger: Ledger, at_the_end: bool) -> None
 
 def _table(ledger: Ledger) -> str:
     """How many clips for each reason, and what was said of one."""
-    said = {why.reason: f"{why.key}: {why.detail}" for why in ledger.unwritten}
     return "\n".join(
-        f"  {count:>8}  {reason:<14}  {said.get(reason, '')[:120]}".rstrip()
+        f"  {count:>8}  {reason:<14}  {ledger.examples.get(reason, '')[:120]}".rstrip()
         for reason, count in ledger.reasons().most_common()
     )

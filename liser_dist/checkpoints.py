@@ -32,9 +32,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from liser_dist import storage
-from liser_dist.errors import CheckpointError, StorageError
+from liser_dist.errors import CheckpointError, MissingError, StorageError
 from liser_dist.ledger import Ledger, Rejection
-from liser_dist.rejections import write_part
+from liser_dist.rejections import part_place, write_part
 from liser_dist.spec import DistillSpec
 from liser_dist.students import Student
 
@@ -54,8 +54,18 @@ class Checkpoint:
     ledger: Ledger
 
 
-def checkpoint_place(run: str, step: int) -> str:
-    return storage.join(run, "checkpoints", f"step-{step:08d}")
+def _new_place(run: str, step: int) -> str:
+    """Where a checkpoint of a step goes: never over one that was committed."""
+    first = place = storage.join(run, "checkpoints", f"step-{step:08d}")
+    number = 1
+    while storage.exists(storage.join(place, COMMITTED)):
+        number += 1
+        place = f"{first}-{number}"
+    return place
+
+
+def step_of(place: str) -> int:
+    return int(place.rpartition("step-")[2][:8])
 
 
 def pack_checkpoint(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -93,6 +103,9 @@ class CheckpointWriter:
     """Writes a run's checkpoints in the background, one at a time.
 
     One that cannot be written is told, and training goes on; `finish` raises when it was the last.
+
+    Attributes:
+        newest: the place of the last that was kept.
     """
 
     def __init__(self, run: str, keep: int) -> None:
@@ -100,6 +113,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
         self._rejections: list[Rejection] = []  # told to no part yet
+        self.newest: str | None = None
 
     @property
     def busy(self) -> bool:
@@ -123,17 +137,29 @@ class CheckpointWriter:
             wait([self._writing])
 
     def _write(self, step: int, files: Mapping[str, bytes], then: Callable[[], None]) -> None:
-        place = checkpoint_place(self._run, step)
+        place = None
         try:
+            place = _new_place(self._run, step)
             write_part(self._run, step, self._rejections)
             write_checkpoint(place, files)
         except StorageError as error:
             logger.error("the checkpoint of step %d is lost, training goes on: %s", step, error)
-            _remove_quietly(place)  # what there is of it may be what fills the disk
+            self._take_back(step, place)
             raise
         self._rejections.clear()
-        remove_others(self._run, step, self._keep)
-        then()
+        self.newest = place
+        try:
+            remove_old(self._run, step, self._keep)
+            then()
+        except StorageError as error:
+            logger.warning("%s", error)
+
+    def _take_back(self, step: int, place: str | None) -> None:
+        """What there is of a checkpoint may be what fills the disk; its part comes once more."""
+        if place is not None:
+            _remove_quietly(place)
+        if self._rejections:
+            _remove_quietly(part_place(self._run, step))
 
 
 def load_checkpoint(place: str) -> Checkpoint:
@@ -149,7 +175,8 @@ def load_checkpoint(place: str) -> Checkpoint:
         spec=spec,
         students=load_tensors(_read(place, "students.safetensors", digests)),
         best=best,
-        optimizer=torch.load(optimizer, weights_only=True),
+        # Who reads it may have no GPU: the first node, say.
+        optimizer=torch.load(optimizer, weights_only=True, map_location="cpu"),
         state=json.loads(_read(place, "state.json", digests)),
         ledger=Ledger.from_json(json.loads(_read(place, "ledger.json", digests))),
     )
@@ -175,7 +202,7 @@ def _read(place: str, name: str, digests: Mapping[str, str]) -> bytes:
 def _read_file(place: str, name: str) -> bytes:
     try:
         return storage.read_bytes(storage.join(place, name))
-    except StorageError as error:
+    except MissingError as error:
         raise CheckpointError(
             f"no checkpoint at {place}: {error}; give a folder runs/NAME/N/checkpoints/step-..."
         ) from error
@@ -196,26 +223,43 @@ def list_checkpoints(run: str) -> list[str]:
 
 
 def load_newest(run: str) -> tuple[str, Checkpoint] | None:
-    """The newest checkpoint of a run that can be read, and its place; broken ones are told."""
-    for place in reversed(list_checkpoints(run)):
+    """The newest checkpoint of a run that is whole, and its place; broken ones are told.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all are broken.
+        StorageError: they cannot be reached, which does not make them broken.
+    """
+    places = list_checkpoints(run)
+    for place in reversed(places):
         try:
             return place, load_checkpoint(place)
         except CheckpointError as error:
             logger.warning("%s; the one before it is taken", error)
+    if places:
+        raise CheckpointError(
+            f"every checkpoint of the run {run} is damaged: {', '.join(places)}; restore one, or "
+            "remove them to begin at the first clip"
+        )
     return None
 
 
-def remove_others(run: str, step: int, keep: int) -> None:
+def remove_old(run: str, step: int, keep: int) -> None:
     """Keep the newest up to a step; the best weights by validation are in each of them.
 
-    With the old ones goes what was never committed, and what is of a later step: a history that
-    was given up when its worker was lost.
+    With the old ones goes what was never committed.
     """
-    committed = [place for place in list_checkpoints(run) if place <= checkpoint_place(run, step)]
     folder = storage.join(run, "checkpoints")
+    kept = [place for place in list_checkpoints(run) if step_of(place) <= step][-keep:]
     for name in storage.list_folders(folder):
         place = storage.join(folder, name)
-        if place not in committed[-keep:]:
+        if place not in kept and step_of(place) <= step:
+            _remove_quietly(place)
+
+
+def remove_later(run: str, step: int) -> None:
+    """Remove what is of a later step than the one gone on from: a history that was given up."""
+    for place in list_checkpoints(run):
+        if step_of(place) > step:
             _remove_quietly(place)
 
 

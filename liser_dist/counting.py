@@ -1,4 +1,5 @@
-"""A student that proves the accounting: a weight for each clip, which is how often it was trained.
+"""A student that proves the accounting: a weight for each clip of each epoch, which is how often it
+was trained.
 
 Plain SGD at a rate of 1 and a gradient of -1 where the clip is in the batch, through the same
 batches, workers, reductions and checkpoints as any student.
@@ -20,11 +21,11 @@ COUNTS = "counts"
 
 
 class Counts(nn.Module):
-    """counts [clips]: in float32 exact up to 16 million."""
+    """counts [passes], epoch by epoch: in float32 exact up to 16 million."""
 
-    def __init__(self, clips: int) -> None:
+    def __init__(self, passes: int) -> None:
         super().__init__()
-        self.counts = nn.Parameter(torch.zeros(clips))
+        self.counts = nn.Parameter(torch.zeros(passes))
 
     def forward(self, numbers: Tensor) -> Tensor:
         return self.counts[numbers].sum()
@@ -33,12 +34,12 @@ class Counts(nn.Module):
 class CountingLearner(Learner):
     """Learns nothing, and forgets nothing."""
 
-    def __init__(self, clips: int, *arguments: Any) -> None:
-        self.clips = clips
+    def __init__(self, passes: int, *arguments: Any) -> None:
+        self.passes = passes
         super().__init__(*arguments)
 
     def _new_module(self, embeddings: Mapping[str, int]) -> nn.Module:
-        return Counts(self.clips)
+        return Counts(self.passes)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.module.parameters(), lr=1.0)
@@ -52,6 +53,9 @@ class CountingLearner(Learner):
         self.steps += 1
         (total,) = self._over_all_workers(loss.detach()[None])
         return Step(total.cpu())
+
+    def newest(self) -> dict[str, dict[str, Tensor]]:
+        return {DISTILLED: self.tensors()}
 
     def keep_best(self, validation: LabelledSet | None) -> dict[str, Scores]:
         self.best[DISTILLED] = self.tensors()

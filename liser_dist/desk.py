@@ -52,8 +52,9 @@ class Desk:
         for (shard, index), reason in verdicts.items():
             self._rejected.setdefault((shard, reason), BitMap()).add(index)
 
-    def remember(self, verdicts: Iterable[tuple[str, str, BitMap]]) -> None:
-        """Shard, reason and clips, of a run that goes on."""
+    def begin(self, verdicts: Iterable[tuple[str, str, BitMap]]) -> None:
+        """Workers begin, from a checkpoint with these: shard, reason and clips."""
+        self._failure = None
         for shard, reason, clips in verdicts:
             self._rejected[shard, reason] = self._rejected.get((shard, reason), BitMap()) | clips
 

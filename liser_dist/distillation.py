@@ -14,7 +14,13 @@ from itertools import accumulate
 from typing import Any
 
 from liser_dist import cluster, pipeline, screen, storage, training
-from liser_dist.checkpoints import Checkpoint, load_checkpoint, load_student, require_same_student
+from liser_dist.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_student,
+    require_same_student,
+)
 from liser_dist.errors import ShardError, SpecError, TeacherError
 from liser_dist.evaluation import LabelledSet, score_student, score_teacher
 from liser_dist.faces import check_detector
@@ -200,7 +206,7 @@ def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]
     Raises ShardError when a further pass over what is missing finds none of it.
     """
     last = training.last_summary(begun.place)
-    if last is not None and last.complete:
+    if last is not None and last.complete and last.checkpoint in list_checkpoints(begun.place):
         return last  # the driver was killed after it
     train_job = to_train_job(job, begun.place, desk)
     screen.console.print(f"distilling {train_job.clips} clips")
@@ -236,7 +242,11 @@ def to_train_job(job: Plan, run_place: str, desk: Any) -> TrainJob:
         known=(known[0], known[1]),
         embeddings=embeddings,
         visits=shard_order(shards, spec.train.epochs, spec.seed),
-        first_clips=dict(zip(places, firsts, strict=True)) if counts(spec) else {},
+        first_clips={
+            (epoch, place): epoch * clips + first
+            for epoch in range(spec.train.epochs if counts(spec) else 0)
+            for place, first in zip(places, firsts, strict=True)
+        },
         clips=clips,
         desk=desk,
     )

@@ -3,6 +3,7 @@
 LiserError                 something the user can mend; jobs print it and exit with 2
 ├── SpecError              a field of the job's spec is wrong
 ├── StorageError           a place cannot be listed, read or written
+│   └── MissingError       nothing is there
 ├── ShardError             a shard cannot be read from here on
 ├── TeacherError           a teacher cannot be loaded or does not fit the job
 ├── CheckpointError        a checkpoint cannot be used by this job
@@ -26,6 +27,10 @@ class SpecError(LiserError):
 
 class StorageError(LiserError):
     """A place cannot be listed, read or written."""
+
+
+class MissingError(StorageError):
+    """Nothing is there."""
 
 
 class ShardError(LiserError):

@@ -22,7 +22,7 @@ import psutil
 import pyarrow.parquet as pq
 import yaml
 
-from liser_dist.checkpoints import COMMITTED, load_checkpoint
+from liser_dist.checkpoints import COMMITTED, load_checkpoint, step_of
 from liser_dist.counting import COUNTS
 from liser_dist.flaky_s3 import FlakyS3
 from liser_dist.local_cluster import LocalCluster, wait_until
@@ -62,6 +62,7 @@ class BrokenRun:
     s3: FlakyS3 | None = None
     job: subprocess.Popen[bytes] | None = None
     nodes: list[int] = field(default_factory=list)  # beside the head
+    draw: random.Random = field(default_factory=random.Random)  # whom it hits, and when
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ class BrokenRun:
     @property
     def step(self) -> int:
         """Of the newest checkpoint."""
-        return max((int(place.parent.name[5:]) for place in self._committed()), default=0)
+        return max((step_of(str(place.parent)) for place in self._committed()), default=0)
 
     def _committed(self) -> Iterator[Path]:
         return self.runs.glob(f"*/checkpoints/step-*/{COMMITTED}")
@@ -107,11 +108,17 @@ class BrokenRun:
         if self.job.wait(RECOVERY_LIMIT_S):
             raise RuntimeError(f"the job failed:\n{self.log.read_text()[-3000:]}")
 
+    def left_behind(self) -> list[str]:
+        """What of the job is still there 10 s after its end."""
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not self.cluster.left_behind(), LEFT_AFTER_S, "an end")
+        return self.cluster.left_behind()
+
     def kill(self, found: Callable[[], Sequence[psutil.Process]]) -> None:
         """SIGKILL to one of the processes that are found, once there is one."""
         wait_until(lambda: bool(found()) or self.ended, RECOVERY_LIMIT_S, "a process to kill")
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-            random.choice(found()).send_signal(signal.SIGKILL)
+            self.draw.choice(found()).send_signal(signal.SIGKILL)
 
     def decoder_children(self) -> list[psutil.Process]:
         """The decoders' children that decode: children of their fork servers."""
@@ -266,12 +273,12 @@ def inject_faults(
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(_prepared(spec, faults, folder))
         clips = sum(shard.clips for shard in find_shards(spec.data.unlabelled, "data.unlabelled"))
-        moments = _moments(run.spec, clips, len(names), random.Random(seed))
+        run.draw.seed(seed)
+        moments = _moments(run.spec, clips, len(names), run.draw)
         run.start()
         injected = [_inject(run, name, moment) for name, moment in zip(names, moments, strict=True)]
         run.wait()
-        time.sleep(LEFT_AFTER_S)
-        left = run.cluster.left_behind()
+        left = run.left_behind()
         account = account_for(run)
     return [
         FaultRow(fault=name, injected_at=at, recovered_s=took, left_behind=left, **account)
@@ -330,7 +337,7 @@ def _moments(spec: DistillSpec, clips: int, count: int, draw: random.Random) -> 
 def _inject(run: BrokenRun, name: str, moment: int) -> tuple[str, int, float]:
     """Fault, clips trained by then, seconds until more of them were kept."""
     run.wait_for_step(moment)
-    time.sleep(random.uniform(0, 0.3))
+    time.sleep(run.draw.uniform(0, 0.3))
     at, started = run.step, time.monotonic()
     FAULTS[name].inject(run)
     if run.ended:
@@ -340,16 +347,17 @@ def _inject(run: BrokenRun, name: str, moment: int) -> tuple[str, int, float]:
 
 
 def account_for(run: BrokenRun) -> dict[str, int]:
-    """How often each clip is in the weights, beside how often it should be."""
+    """How often each clip is in the weights of each epoch, beside how often it should be: once."""
     (result,) = run.runs.glob("*/result.json")
-    checkpoints = sorted(place.parent for place in run._committed())
-    counts = load_checkpoint(str(checkpoints[-1])).students[COUNTS]
-    rejected = pq.read_table(result.parent / "rejected.parquet").num_rows
-    short = int((counts < run.spec.train.epochs).sum())
+    newest = max(run._committed(), key=lambda place: place.parent.name).parent
+    counts = load_checkpoint(str(newest)).students[COUNTS].view(run.spec.train.epochs, -1)
+    missing = (counts == 0).any(dim=0)
+    rejected = pq.read_table(result.parent / "rejected.parquet", columns=["shard", "index"])
+    distinct = rejected.group_by(["shard", "index"]).aggregate([]).num_rows
     return {
-        "total": counts.numel(),
-        "trained_once": int((counts == run.spec.train.epochs).sum()),
-        "lost": short - rejected,
-        "twice": int((counts > run.spec.train.epochs).sum()),
-        "rejected": rejected,
+        "total": counts.shape[1],
+        "trained_once": int((counts == 1).all(dim=0).sum()),
+        "lost": int(missing.sum()) - distinct,
+        "twice": int((counts > 1).any(dim=0).sum()),
+        "rejected": distinct,
     }

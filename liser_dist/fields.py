@@ -34,7 +34,6 @@ Count = Annotated[int, Field(ge=1)]
 Bounds = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
-
 def _alone(given: Any) -> Any:
     """`--train.workers 2` comes from the command line as a list of one."""
     return given[0] if isinstance(given, list) and len(given) == 1 else given

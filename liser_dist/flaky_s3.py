@@ -24,6 +24,7 @@ from aiohttp import web
 from yarl import URL
 
 from liser_dist.errors import StorageError
+from liser_dist.local_cluster import free_port
 
 _RCLONE = Path(sys.executable).parent / "rclone"
 _HOST = "127.0.0.1"
@@ -135,7 +136,7 @@ class FlakyS3:
 
     async def _rise(self, down_s: float) -> None:
         await asyncio.sleep(down_s)
-        self._rclone_port = _free_port()
+        self._rclone_port = free_port()
         # It ends with the thread that starts it: the loop's, which lives as long as this server.
         self._rclone = subprocess.Popen(
             [sys.executable, "-ISc", _END_WITH_PARENT, _RCLONE, "serve", "s3", self._root,
@@ -190,13 +191,6 @@ class FlakyS3:
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
         return response
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((_HOST, 0))
-        port: int = taken.getsockname()[1]
-    return port
 
 
 def _listens(port: int) -> bool:

@@ -22,6 +22,9 @@ from liser_dist.spec import ClipSpec
 CLIPS_PER_CHILD = 2000  # Decord's leaks end with the child
 CLIPS_AHEAD = 2  # with the child beside the one that it decodes
 COPIES = 4  # of the file, that receiving and opening it make
+# Of an operator, a machine that is shut down, a kernel short of memory. A child that handles
+# SIGTERM exits with the number itself.
+FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 START_LIMIT_S = 60.0  # for a child to start, on a machine that is busy
 
 
@@ -136,13 +139,13 @@ class ClipDecoder:
 
         Raises:
             BrokenProcessPool: the child died while it had no clip.
-            _KilledError: it was killed with SIGKILL, which no decoder does to itself.
+            _KilledError: it was ended by a signal that no decoder sends itself.
         """
         try:
             return task.clip.result(self._spec.decode_limit_s + START_LIMIT_S)
         except ProcessExpired as error:
             self.children_lost += 1
-            if error.exitcode == -signal.SIGKILL:
+            if abs(error.exitcode) in FROM_OUTSIDE:
                 raise _KilledError(_exit_words(error.exitcode)) from error
             return _rejected(task.sample, Reason.CRASHED, _exit_words(error.exitcode))
         except TimeoutError:

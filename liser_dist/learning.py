@@ -277,11 +277,18 @@ class Learner:
                 self._keep(arm, student)
         return now
 
+    def newest(self) -> dict[str, dict[str, Tensor]]:
+        """One student of each kind as it is now, for a checkpoint from before any was scored."""
+        pairs = zip(self.arms, self.students(), strict=True)
+        return {arm.kind: _weights(student) for arm, student in pairs}
+
     def _keep(self, arm: Arm, student: Student) -> None:
-        self.best[arm.kind] = {
-            name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()
-        }
+        self.best[arm.kind] = _weights(student)
         self.best_rates[arm.kind] = arm.learning_rate
+
+
+def _weights(student: Student) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
 
 
 def rate_scale(progress: float, warmup: float) -> float:

@@ -41,6 +41,7 @@ class Ledger:
         total: distinct clips of the run so far.
         rejected_in_a_row: clips since one was last trained, in the order in which they entered.
         unwritten: why clips were rejected, of those that nobody has taken yet.
+        examples: what was said of one clip, by reason.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Ledger:
         self._lengths: dict[str, int] = {}
         self._reasons: dict[tuple[str, str], BitMap] = {}  # by shard and reason, of all epochs
         self.unwritten: list[Rejection] = []
+        self.examples: dict[str, str] = {}
         # Of all epochs: by shard, what was trained, and what was trained or rejected.
         self._ever_trained: dict[str, BitMap] = {}
         self._ever_seen: dict[str, BitMap] = {}
@@ -82,6 +84,7 @@ class Ledger:
         known = any(row.index in self._reasons.get((row.shard, why), ()) for why in Reason)
         if not known:
             _add(self._reasons, (row.shard, row.reason), BitMap([row.index]))
+            self.examples.setdefault(str(row.reason), f"{row.key}: {row.detail}")
             self.unwritten.append(
                 Rejection(row.key, row.shard, row.index, str(row.reason), row.detail)
             )
@@ -143,6 +146,7 @@ class Ledger:
                 for (shard, reason), marks in sorted(self._reasons.items())
             ],
             "lengths": self._lengths,
+            "examples": self.examples,
             "rejected_in_a_row": self.rejected_in_a_row,
         }
 
@@ -156,6 +160,7 @@ class Ledger:
         for entry in content["reasons"]:
             ledger._reasons[entry["shard"], entry["reason"]] = _unpacked(entry["clips"])
         ledger._lengths = dict(content["lengths"])
+        ledger.examples = dict(content["examples"])
         ledger.rejected_in_a_row = content["rejected_in_a_row"]
         return ledger
 

@@ -292,6 +292,7 @@ def ours_in(error: BaseException) -> BaseException:
         if id(one) not in seen:
             seen.add(id(one))
             inner = [getattr(one, "cause", None), one.__cause__]
+            inner += [getattr(one, "controller_failure", None)]
             inner += list((getattr(one, "worker_failures", None) or {}).values())
             waiting += [other for other in inner if isinstance(other, BaseException)]
     return error

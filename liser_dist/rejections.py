@@ -25,7 +25,7 @@ _LINE = pa.schema(
 _SCHEMA = pa.schema([("set", pa.string()), *_LINE])
 
 
-def _part(run: str, step: int) -> str:
+def part_place(run: str, step: int) -> str:
     return storage.join(run, "rejections", f"step-{step:08d}.parquet")
 
 
@@ -35,7 +35,7 @@ def write_part(run: str, step: int, rejections: Sequence[Rejection]) -> None:
         table = pa.Table.from_pylist([asdict(why) for why in rejections], schema=_LINE)
         content = io.BytesIO()
         pq.write_table(table, content)
-        storage.write_bytes(_part(run, step), content.getvalue())
+        storage.write_bytes(part_place(run, step), content.getvalue())
 
 
 def _parts(run: str) -> list[str]:
@@ -48,7 +48,7 @@ def _parts(run: str) -> list[str]:
 def forget_after(run: str, step: int) -> None:
     """Remove the parts of later steps than the one from which a run goes on."""
     for part in _parts(run):
-        if part.rpartition("/")[2] > _part(run, step).rpartition("/")[2]:
+        if part.rpartition("/")[2] > part_place(run, step).rpartition("/")[2]:
             storage.remove(part)
 
 

@@ -15,11 +15,12 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 from liser_dist import storage
-from liser_dist.errors import CheckpointError
+from liser_dist.errors import CheckpointError, StorageError
 from liser_dist.shards import Shard
 from liser_dist.spec import DistillSpec
 
@@ -35,6 +36,7 @@ CHANGEABLE = (
     "train.resize_every_s",
     "train.max_failures",
     "train.checkpoint_every",
+    "train.checkpoint_every_s",
     "train.keep",
 )
 Sets = Mapping[str, Sequence[Shard]]  # by name: unlabelled, labelled, validation, test
@@ -62,9 +64,10 @@ def open_run(spec: DistillSpec, shards: Sets) -> Run:
         lock = _lock(newest)
         _require_same_spec(newest, spec)
         return Run(newest, _same_shards(newest, shards), True, lock)
-    place = storage.join(folder, f"{max(numbers, default=0) + 1:03d}")
-    if not storage.claim(place):
-        return open_run(spec, shards)  # another job was faster
+    for number in count(max(numbers, default=0) + 1):
+        place = storage.join(folder, f"{number:03d}")
+        if storage.claim(place):
+            break  # else another job was faster
     return _begin(place, spec, shards)
 
 
@@ -93,14 +96,15 @@ def _lock(place: str) -> IO[str] | None:
     """Raises CheckpointError when another job has the run; the kernel lets go with the process."""
     if storage.is_remote(place):
         return None
-    file = Path(place, ".lock").open("w")  # noqa: SIM115 (held until the process ends)
     try:
+        file = Path(place, ".lock").open("w")  # noqa: SIM115 (held until the process ends)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
+    except BlockingIOError as error:
         raise CheckpointError(
             f"another job is at work on the run {place}: wait for it, or give another `name`"
         ) from error
+    except OSError as error:
+        raise StorageError(f"cannot lock {place}: {error}; check the disk of `output`") from error
     return file
 
 

@@ -220,16 +220,21 @@ def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
             yield from tar_file_expander([{"url": shard, "stream": stream}], handler=_fail)
         except _DamagedError as error:
             damage.append(error)
+        except Exception:
+            if stream.failure is None:  # that is told as it was, not as webdataset rewrites it
+                raise
 
     with storage.open_read(shard) as stream:
         tail = _TailReader(stream)
         for members in group_by_keys(files(tail), handler=_fail):
-            if damage and _video_of(members) is None:
-                break  # what the damage left of a clip
+            if tail.failure or (damage and _video_of(members) is None):
+                break  # what was left of a clip
             yield members
-        if not damage and not tail.ends_with(_TAR_END):
+        if not (tail.failure or damage or tail.ends_with(_TAR_END)):
             # tarfile takes a cut between two members for the end of the archive.
             damage.append(_DamagedError("is cut off"))
+        if tail.failure:
+            raise StorageError(f"the shard {shard} cannot be read on: {tail.failure}")
     for error in damage:
         raise error
 
@@ -242,17 +247,22 @@ def _fail(error: Exception) -> bool:
 
 
 class _TailReader(io.RawIOBase):
-    """Passes a stream on and remembers its last KiB."""
+    """Passes a stream on, remembers its last KiB, and what ended it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._tail = b""
+        self.failure: str | None = None  # why no more could be read
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        data: bytes = self._stream.read(size)
+        try:
+            data: bytes = self._stream.read(size)
+        except (OSError, StorageError) as error:
+            self.failure = str(error)
+            raise
         self._tail = (self._tail + data[-1024:])[-1024:]
         return data
 

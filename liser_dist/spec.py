@@ -11,7 +11,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from liser_dist.fields import EMOTIONS, Bounds, Count, CountOrBounds, Place, Share, Spec, Weight, fingerprint
+from liser_dist.fields import (
+    EMOTIONS,
+    Bounds,
+    Count,
+    CountOrBounds,
+    Place,
+    Share,
+    Spec,
+    Weight,
+    fingerprint,
+)
 from liser_dist.synthetic import SyntheticSpec, fill_in_synthetic
 
 # ---------------------------------------------------------------- data
@@ -233,6 +243,9 @@ class TrainSpec(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     validate_every: Count = Field(200, description="steps")
     checkpoint_every: Count = Field(1000, description="steps")
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="at the latest: what a lost machine may cost"
+    )
     keep: Count = Field(2, description="newest checkpoints kept, beside the best")
     max_failures: Annotated[int, Field(ge=0)] = Field(
         8, description="lost workers and nodes after which the job ends; notices do not count"

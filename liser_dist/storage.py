@@ -31,7 +31,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from liser_dist.errors import StorageError
+from liser_dist.errors import MissingError, StorageError
 
 READ_BLOCK_BYTES = 8 * 2**20
 # In the middle of a job a server may be restarted; at its start somebody waits for the answer.
@@ -103,7 +103,7 @@ def _explained(place: str, doing: str) -> Iterator[None]:
     except StorageError:
         raise
     except FileNotFoundError as error:
-        raise StorageError(f"cannot {doing} {place}: it is not there; check the place") from error
+        raise MissingError(f"cannot {doing} {place}: it is not there; check the place") from error
     except PermissionError as error:
         remedy = (
             "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the instance's role"

@@ -30,9 +30,9 @@ from liser_dist.budget import require_within
 from liser_dist.checkpoints import (
     Checkpoint,
     CheckpointWriter,
-    checkpoint_place,
     load_checkpoint,
     load_newest,
+    remove_later,
 )
 from liser_dist.clock import Clock
 from liser_dist.counting import CountingLearner
@@ -77,7 +77,7 @@ class TrainJob:
     known: tuple[tuple[bool, ...], tuple[bool, ...]]  # emotions of the speech, the face teacher
     embeddings: dict[str, int]  # width of each teacher's embedding that the loss needs
     visits: Sequence[ShardVisit]  # the work: every shard in every epoch
-    first_clips: Mapping[str, int]  # the number of each shard's first clip
+    first_clips: Mapping[tuple[int, str], int]  # numbers, by epoch and shard: see Batcher
     clips: int  # as far as it is known
     desk: Any
 
@@ -98,7 +98,7 @@ class Message:
 def make_batcher(
     spec: DistillSpec,
     embeddings: Mapping[str, int],
-    first_clips: Mapping[str, int] | None = None,
+    first_clips: Mapping[tuple[int, str], int] | None = None,
 ) -> Batcher:
     return Batcher(
         LogMel(spec.clip.sample_rate_hz, spec.student.mels),
@@ -113,7 +113,7 @@ def make_batcher(
 
 def make_learner(job: TrainJob, device: torch.device) -> Learner:
     if job.spec.student.kind == "counting":
-        return CountingLearner(job.clips, job.spec, torch.tensor(job.known), {}, device)
+        return CountingLearner(job.total_passes, job.spec, torch.tensor(job.known), {}, device)
     return Learner(job.spec, torch.tensor(job.known), job.embeddings, device)
 
 
@@ -132,6 +132,8 @@ class TrainLoop:
         self.ledger = Ledger()
         self.clock = Clock()
         self.notices = Clock()
+        self.saves = Clock()
+        self.saves.due(0)  # not before its time
         self.told_to_leave = False
         self.writer = CheckpointWriter(job.run, self.spec.train.keep)
         self.scratch = tempfile.TemporaryDirectory(prefix="liser-board-")
@@ -147,6 +149,8 @@ class TrainLoop:
         elif self.spec.start_from is not None:
             self.learner.start_from(load_checkpoint(self.spec.start_from).best[DISTILLED])
         if self.rank == 0:
+            ray.get(self.job.desk.begin.remote(self.ledger.verdicts()))
+            remove_later(self.job.run, self.learner.steps)
             forget_after(self.job.run, self.learner.steps)
 
     def _told_by_the_first(self, value: str | None) -> str | None:
@@ -160,7 +164,6 @@ class TrainLoop:
         self.ledger = checkpoint.ledger
         self.clock.restore(checkpoint.state["clock"])
         if self.rank == 0:
-            ray.get(self.job.desk.remember.remote(self.ledger.verdicts()))
             done, total = self.ledger.passes, self.job.total_passes
             logger.warning("going on from step %d: %d/%d clips", self.learner.steps, done, total)
 
@@ -178,7 +181,7 @@ class TrainLoop:
             self._finish()
         except LiserError as error:
             # All workers end here together, and not with a failure, which Ray would repeat.
-            self._save(finished=False, at_once=True)
+            self._save(at_once=True)
             with suppress(StorageError):  # told in the log; what ended the run matters more
                 self.writer.finish()
             ray.get(self.job.desk.fail.remote(error))
@@ -195,6 +198,8 @@ class TrainLoop:
         if not gathered:
             return False
         new = self.ledger.new(gathered)
+        if not any(new):
+            return True  # all were read twice: no step
         first = sum(len(message.rows) for message in told[: self.rank])
         mine = [row for row, is_new in zip(rows, new[first : first + len(rows)], strict=True)
                 if is_new]  # fmt: skip
@@ -260,8 +265,9 @@ class TrainLoop:
         if steps % self.spec.train.validate_every == 0:
             self._validate()
         leaving = look_for_notices and self._is_told_to_leave()
-        if leaving or steps % self.spec.train.checkpoint_every == 0:
-            self._save(finished=False, at_once=leaving)
+        overdue = self.rank == 0 and self.saves.due(self.spec.train.checkpoint_every_s)
+        if leaving or overdue or steps % self.spec.train.checkpoint_every == 0:
+            self._save(at_once=leaving)
         if self.rank == 0:
             self._show(step)
 
@@ -279,7 +285,7 @@ class TrainLoop:
 
     def _finish(self) -> None:
         self._validate()
-        self._save(finished=True, at_once=True)
+        self._save(at_once=True)
         if self.rank == 0:
             try:
                 self.writer.finish()
@@ -291,7 +297,7 @@ class TrainLoop:
     def _summarise(self) -> None:
         clock, ledger = self.clock, self.ledger
         summary = Summary(
-            checkpoint=checkpoint_place(self.job.run, self.learner.steps),
+            checkpoint=self.writer.newest or "",
             complete=all(ledger.complete(visit.epoch, visit.shard) for visit in self.job.visits),
             passes=ledger.passes,
             first_step_at=clock.first_step_at,
@@ -301,7 +307,7 @@ class TrainLoop:
         content = json.dumps(asdict(summary)).encode()
         storage.write_bytes(storage.join(self.job.run, SUMMARY), content)
 
-    def _save(self, finished: bool, at_once: bool) -> None:
+    def _save(self, at_once: bool) -> None:
         """The first worker writes; all hold the same. One that is still busy is not waited for."""
         if self.rank:
             self.ledger.take_rejections()
@@ -311,16 +317,14 @@ class TrainLoop:
                 "step %d has no checkpoint: the last is being written", self.learner.steps
             )
             return
-        if not self.learner.best:
-            self.learner.keep_best(self.validation)
         self.writer.save(
             self.learner.steps,
             Checkpoint(
                 spec=self.spec,
                 students=self.learner.tensors(),
-                best=self.learner.best,
+                best=self.learner.best or self.learner.newest(),
                 optimizer=self.learner.optimizer.state_dict(),
-                state=self.learner.facts() | {"finished": finished, "clock": self.clock.facts()},
+                state=self.learner.facts() | {"clock": self.clock.facts()},
                 ledger=self.ledger,
             ),
             then=self._upload_curves,

@@ -1,14 +1,8 @@
 """Fixtures that every test may use."""
 
-import socket
-
 import pytest
 
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+from liser_dist.local_cluster import free_port
 
 
 @pytest.fixture

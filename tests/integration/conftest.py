@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from liser_dist.checkpoints import load_checkpoint
+from liser_dist.local_cluster import free_port
 from liser_dist.shards import write_shards
-from tests.conftest import free_port
 from tests.films import small_film
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,11 @@ from liser_dist import storage
 from liser_dist.checkpoints import (
     Checkpoint,
     CheckpointWriter,
-    checkpoint_place,
     list_checkpoints,
     load_checkpoint,
     load_newest,
+    remove_later,
+    step_of,
 )
 from liser_dist.errors import CheckpointError, StorageError
 from liser_dist.ledger import Ledger
@@ -47,7 +48,7 @@ def save(writer: CheckpointWriter, *steps: int) -> None:
 
 
 def steps_in(run: Path) -> list[int]:
-    return [int(place[-8:]) for place in list_checkpoints(str(run))]
+    return [step_of(place) for place in list_checkpoints(str(run))]
 
 
 def test_the_newest_are_kept_and_read_as_they_were(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_the_newest_are_kept_and_read_as_they_were(tmp_path: Path) -> None:
     writer.finish()
     assert steps_in(tmp_path) == [2, 3]
     place, newest = load_newest(str(tmp_path)) or ("", None)
-    assert place == checkpoint_place(str(tmp_path), 3)
+    assert place == list_checkpoints(str(tmp_path))[-1] == writer.newest
     assert newest.students["w"].tolist() == [3.0] * 3
     assert newest.optimizer["step"] == 3
 
@@ -67,7 +68,7 @@ def test_a_broken_newest_one_is_passed_over(tmp_path: Path, name: str, damage: s
     writer = CheckpointWriter(str(tmp_path), keep=2)
     save(writer, 1, 2)
     writer.finish()
-    file = Path(checkpoint_place(str(tmp_path), 2), name)
+    file = Path(list_checkpoints(str(tmp_path))[-1], name)
     content = file.read_bytes()
     file.write_bytes(content[:-1] + (bytes([content[-1] ^ 1]) if damage == "flip" else b""))
     if damage == "gone":
@@ -108,14 +109,34 @@ def fill(ballast: Path) -> None:
             file.flush()
 
 
-def test_checkpoints_of_a_history_that_was_given_up_go_with_the_next(tmp_path: Path) -> None:
-    lost = CheckpointWriter(str(tmp_path), keep=2)
-    save(lost, 4, 5, 6)
-    lost.finish()
-    writer = CheckpointWriter(str(tmp_path), keep=2)
-    save(writer, 5)
+def test_later_ones_than_the_one_gone_on_from_are_given_up(tmp_path: Path) -> None:
+    writer = CheckpointWriter(str(tmp_path), keep=9)
+    save(writer, 4, 5, 6)
     writer.finish()
-    assert steps_in(tmp_path) == [5]
+    remove_later(str(tmp_path), 4)
+    assert steps_in(tmp_path) == [4]
+
+
+def test_a_step_that_is_saved_twice_never_touches_what_was_committed(tmp_path: Path) -> None:
+    writer = CheckpointWriter(str(tmp_path), keep=1)
+    save(writer, 4)
+    first = list_checkpoints(str(tmp_path))
+    save(writer, 4)
+    writer.finish()
+    (second,) = list_checkpoints(str(tmp_path))
+    assert [second] != first
+    assert step_of(second) == 4
+    assert load_newest(str(tmp_path))
+
+
+def test_when_all_are_broken_nothing_begins_anew_in_silence(tmp_path: Path) -> None:
+    writer = CheckpointWriter(str(tmp_path), keep=2)
+    save(writer, 1, 2)
+    writer.finish()
+    for place in list_checkpoints(str(tmp_path)):
+        Path(place, "ledger.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="every checkpoint"):
+        load_newest(str(tmp_path))
 
 
 def test_a_full_disk_costs_the_checkpoint_and_the_next_one_counts(

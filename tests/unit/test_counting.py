@@ -25,7 +25,7 @@ def example(shard: str, index: int, emotion: str = "") -> Example:
 
 def test_each_clip_of_a_batch_counts_by_one_and_labelled_clips_do_not() -> None:
     mel = LogMel(16000, 40)
-    batcher = Batcher(mel, EMOTIONS, {}, AugmentSpec(), 0, 16000, {"a": 0, "b": 3})
+    batcher = Batcher(mel, EMOTIONS, {}, AugmentSpec(), 0, 16000, {(0, "a"): 0, (0, "b"): 3})
     known = torch.ones(2, len(EMOTIONS), dtype=torch.bool)
     learner = CountingLearner(5, SPEC, known, {}, torch.device("cpu"))
     for rows in ([example("a", 0), example("b", 1)], [example("b", 1)], []):

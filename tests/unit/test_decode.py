@@ -392,12 +392,13 @@ def test_boxes_hold_at_the_clips_own_times(film):
     assert clip.has_face.tolist() == [abs((i + 0.5) * 0.375 - 1.0) <= 0.5 for i in range(8)]
 
 
-def test_a_clip_whose_child_was_killed_from_outside_is_tried_again(film, large_film):
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_clip_whose_child_was_killed_from_outside_is_tried_again(film, large_film, kill):
     with ClipDecoder(ClipSpec(faces=45)) as decoder:
         before = {child.pid for child in multiprocessing.active_children()}
         assert not decoder.decode(sample(film), 0.5).rejected
         (mine,) = {child.pid for child in multiprocessing.active_children()} - before
-        killer = threading.Timer(0.2, os.kill, (mine, signal.SIGKILL))
+        killer = threading.Timer(0.2, os.kill, (mine, kill))
         killer.start()
         clip = decoder.decode(sample(large_film, faces=""), 0.5)
         assert decoder.children_lost == 1

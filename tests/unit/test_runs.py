@@ -82,7 +82,8 @@ def test_shards_that_came_later_are_left_to_a_later_run(
 def test_a_run_belongs_to_one_job_until_its_process_ends(tmp_path: Path) -> None:
     run = open_run(spec_of(tmp_path), SHARDS)
     code = (
-        "import sys\nfrom liser_dist.runs import open_run\nfrom liser_dist.spec import DistillSpec\n"
+        "import sys\nfrom liser_dist.runs import open_run\n"
+        "from liser_dist.spec import DistillSpec\n"
         "open_run(DistillSpec.model_validate_json(sys.argv[1]), {})"
     )
     command = [sys.executable, "-c", code, spec_of(tmp_path).model_dump_json()]
@@ -90,3 +91,9 @@ def test_a_run_belongs_to_one_job_until_its_process_ends(tmp_path: Path) -> None
     assert "another job is at work on the run" in done.stderr
     end(run)
     assert open_run(spec_of(tmp_path), SHARDS).place == run.place
+
+
+def test_a_file_in_the_way_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "001").write_text("no folder")
+    assert Path(open_run(spec_of(tmp_path), SHARDS).place).name == "002"
