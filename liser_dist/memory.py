@@ -2,7 +2,7 @@
 
 1. the job, with a student that counts and teachers that take no time, runs on a cluster of its own
 2. when it has seen so many clips, and again when it has seen many more, each of its processes is
-   asked for its unique set size: what the machine would get back if it ended
+   asked how much memory it has written that is its own
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ SAMPLES, APART_S = 5, 0.4
 # Beyond the second mark there is work for some time, also for the stages that are ahead.
 BEYOND = 1.25
 START_LIMIT_S, CLIP_LIMIT_S = 240.0, 0.5
-READER = "MapBatches(_read)"  # a task: between two of them its process bears no name
-# What Ray calls a job's actors.
+OBJECT_STORE = "/dev/shm/"
+# What Ray calls a job's tasks and actors. Between two tasks a process bears no name.
+READER = "MapBatches(_read)"
 TITLES: Mapping[str, str] = {
     "train worker": "ray::RayTrainWorker",
     "decoder": "MapBatches(Decode)",
@@ -43,7 +44,7 @@ TITLES: Mapping[str, str] = {
 
 
 class MemoryRow(Record):
-    """Unique set size of one process, or of the one that took its place, at both marks."""
+    """The own memory of one process, or of the one that took its place, at both marks."""
 
     kind: str
     bytes_before: int
@@ -72,7 +73,8 @@ def watch_memory(
     with LocalCluster(HEAD_CPUS) as cluster:
         run = BrokenRun(_long_enough(spec, folder, marks[1]), folder, cluster)
         run.start()
-        before, after = [_measure_at(run, mark) for mark in marks]
+        readers = _find_readers(run)
+        before, after = [_measure_at(run, mark, readers) for mark in marks]
         assert run.job is not None
         run.job.kill()
         run.job.wait()
@@ -89,23 +91,41 @@ def _long_enough(spec: DistillSpec, folder: Path, clips: int) -> DistillSpec:
     return DistillSpec.model_validate(content | {"output": str(folder / BUCKET / "runs")})
 
 
-def _measure_at(run: BrokenRun, mark: int) -> dict[str, list[int]]:
+def _find_readers(run: BrokenRun) -> list[psutil.Process]:
+    _wait(run, lambda: bool(run.cluster.workers(READER)), START_LIMIT_S, "a reader is at work")
+    return run.cluster.workers(READER)
+
+
+def _measure_at(
+    run: BrokenRun, mark: int, readers: Sequence[psutil.Process]
+) -> dict[str, list[int]]:
     """Bytes of each process, by kind: the medians of samples from this mark on."""
     steps = math.ceil(mark / run.spec.train.batch_size)
     limit_s = START_LIMIT_S + CLIP_LIMIT_S * mark
-    _wait(run, lambda: run.step >= steps, limit_s, f"{mark} clips")
-    _wait(run, lambda: bool(run.cluster.workers(READER)), limit_s, "a reader at work")
-    readers = run.cluster.workers(READER)
+    _wait(run, lambda: run.step >= steps, limit_s, f"it has seen {mark} clips")
     sizes: dict[tuple[str, int], list[int]] = defaultdict(list)
     for _ in range(SAMPLES):
-        for kind, process in _processes(run, readers):
+        for kind, process in [*_processes(run), *(("reader", reader) for reader in readers)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                sizes[kind, process.pid].append(process.memory_full_info().uss)
+                sizes[kind, process.pid].append(_own_bytes(process))
         time.sleep(APART_S)
     found: dict[str, list[int]] = defaultdict(list)
     for (kind, _), samples in sorted(sizes.items()):
         found[kind].append(round(statistics.median(samples)))
     return found
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """What would be given back if it ended, whatever else runs on the machine.
+
+    Not its unique set size: that counts pages of the object store and of libraries too, as soon as
+    no other process has them in use, and so jumps by 200 MB when another one ends.
+    """
+    return sum(
+        part.private_dirty
+        for part in process.memory_maps()
+        if not part.path.startswith(OBJECT_STORE)
+    )
 
 
 def _wait(run: BrokenRun, holds: Callable[[], bool], limit_s: float, what: str) -> None:
@@ -114,13 +134,10 @@ def _wait(run: BrokenRun, holds: Callable[[], bool], limit_s: float, what: str) 
         raise RuntimeError(f"the job ended before {what}: {run.log}")
 
 
-def _processes(
-    run: BrokenRun, readers: Sequence[psutil.Process]
-) -> Iterator[tuple[str, psutil.Process]]:
+def _processes(run: BrokenRun) -> Iterator[tuple[str, psutil.Process]]:
+    """Kind and process, of all but the readers."""
     assert run.job is not None
     yield "driver", psutil.Process(run.job.pid)
-    for process in readers:
-        yield "reader", process
     for process in run.decoder_children():
         yield "decoding child", process
     for kind, title in TITLES.items():

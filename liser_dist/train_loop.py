@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from torch import distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 
 from liser_dist import storage
 from liser_dist.batches import Batcher
@@ -36,6 +33,7 @@ from liser_dist.checkpoints import (
 )
 from liser_dist.clock import Clock
 from liser_dist.counting import CountingLearner
+from liser_dist.curves import Curves
 from liser_dist.desk import Progress
 from liser_dist.errors import LiserError, StorageError
 from liser_dist.evaluation import LabelledSet
@@ -136,8 +134,7 @@ class TrainLoop:
         self.saves.due(0)  # not before its time
         self.told_to_leave = False
         self.writer = CheckpointWriter(job.run, self.spec.train.keep)
-        self.scratch = tempfile.TemporaryDirectory(prefix="liser-board-")
-        self.board = SummaryWriter(self.scratch.name) if self.rank == 0 else None
+        self.curves = Curves(job.run) if self.rank == 0 else None
         self._begin()
 
     def _begin(self) -> None:
@@ -279,9 +276,9 @@ class TrainLoop:
 
     def _validate(self) -> None:
         scores = self.learner.keep_best(self.validation)
-        if self.board is not None:
+        if self.curves is not None:
             for kind, found in scores.items():
-                self.board.add_scalar(f"validation/{kind}_uar", found.uar, self.learner.steps)
+                self.curves.add(f"validation/{kind}_uar", found.uar, self.learner.steps)
 
     def _finish(self) -> None:
         self._validate()
@@ -292,7 +289,6 @@ class TrainLoop:
                 self._summarise()
             except StorageError as error:
                 ray.get(self.job.desk.fail.remote(error))
-        self.scratch.cleanup()
 
     def _summarise(self) -> None:
         clock, ledger = self.clock, self.ledger
@@ -327,24 +323,14 @@ class TrainLoop:
                 state=self.learner.facts() | {"clock": self.clock.facts()},
                 ledger=self.ledger,
             ),
-            then=self._upload_curves,
+            then=self.curves.upload if self.curves is not None else lambda: None,
         )
 
-    def _upload_curves(self) -> None:
-        """They are a convenience: training goes on without."""
-        assert self.board is not None, "the first worker's"
-        try:
-            self.board.flush()
-            curves = storage.join(self.job.run, "tensorboard")
-            storage.upload_folder(Path(self.scratch.name), curves)
-        except StorageError as error:
-            logger.warning("the curves could not be kept: %s", error)
-
     def _show(self, step: Step) -> None:
-        if self.board is not None:
+        if self.curves is not None:
             for position, arm in enumerate(self.learner.arms):
                 name = f"train/{arm.kind}_{arm.learning_rate:g}_loss"
-                self.board.add_scalar(name, float(step.loss[position]), self.learner.steps)
+                self.curves.add(name, float(step.loss[position]), self.learner.steps)
         if self.clock.due(PROGRESS_EVERY_S) or self.progress == 1.0:
             self._report(float(step.loss[0]))
 
