@@ -243,6 +243,16 @@ def load_newest(run: str) -> tuple[str, Checkpoint] | None:
     return None
 
 
+def is_whole(place: str) -> bool:
+    """Whether a checkpoint can be read; if not, that is told. Raises StorageError."""
+    try:
+        load_checkpoint(place)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        return False
+    return True
+
+
 def remove_old(run: str, step: int, keep: int) -> None:
     """Keep the newest up to a step; the best weights by validation are in each of them.
 

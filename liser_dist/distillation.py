@@ -16,7 +16,7 @@ from typing import Any
 from liser_dist import cluster, pipeline, screen, storage, training
 from liser_dist.checkpoints import (
     Checkpoint,
-    list_checkpoints,
+    is_whole,
     load_checkpoint,
     load_student,
     require_same_student,
@@ -206,7 +206,7 @@ def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]
     Raises ShardError when a further pass over what is missing finds none of it.
     """
     last = training.last_summary(begun.place)
-    if last is not None and last.complete and last.checkpoint in list_checkpoints(begun.place):
+    if last is not None and last.complete and is_whole(last.checkpoint):
         return last  # the driver was killed after it
     train_job = to_train_job(job, begun.place, desk)
     screen.console.print(f"distilling {train_job.clips} clips")

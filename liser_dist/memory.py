@@ -26,8 +26,8 @@ from liser_dist.spec import DistillSpec
 # A decoding child of the job's only decoder is as old at 5,000 clips as its ancestor was at 1,000.
 MARKS = (1000, 5000)
 SAMPLES, APART_S = 5, 0.4
-# Beyond the second mark there is work for some time, also for the stages that are ahead.
-BEYOND = 1.25
+# So much is left to do at the second mark that no stage is done, however far it is ahead.
+CLIPS_LEFT = 3000
 START_LIMIT_S, CLIP_LIMIT_S = 240.0, 0.5
 OBJECT_STORE = "/dev/shm/"
 # What Ray calls a job's tasks and actors. Between two tasks a process bears no name.
@@ -60,7 +60,7 @@ class MemoryRow(Record):
 def watch_memory(
     spec: DistillSpec, folder: Path, marks: tuple[int, int] = MARKS
 ) -> list[MemoryRow]:
-    """A row for each process of the job.
+    """A row for each process of the job that is there at both marks, or has a successor.
 
     Args:
         marks: clips trained or rejected, counted once an epoch.
@@ -87,7 +87,7 @@ def _long_enough(spec: DistillSpec, folder: Path, clips: int) -> DistillSpec:
     content = spec.model_dump()
     content["teachers"] |= {"speech": {"kind": "mock"}, "face": {"kind": "mock"}}
     content["student"] = {"kind": "counting"}
-    content["train"] |= {"epochs": math.ceil(BEYOND * clips / found)}
+    content["train"] |= {"epochs": math.ceil((clips + CLIPS_LEFT) / found)}
     return DistillSpec.model_validate(content | {"output": str(folder / BUCKET / "runs")})
 
 
@@ -107,7 +107,8 @@ def _measure_at(
     for _ in range(SAMPLES):
         for kind, process in [*_processes(run), *(("reader", reader) for reader in readers)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                sizes[kind, process.pid].append(_own_bytes(process))
+                own = _own_bytes(process)
+                sizes[kind, process.pid].append(own)
         time.sleep(APART_S)
     found: dict[str, list[int]] = defaultdict(list)
     for (kind, _), samples in sorted(sizes.items()):
