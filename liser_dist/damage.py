@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from liser_dist.checkpoints import load_checkpoint
 from liser_dist.counting import COUNTS
-from liser_dist.faults import BUCKET, HEAD_CPUS, LEFT_AFTER_S, BrokenRun
+from liser_dist.faults import BUCKET, HEAD_CPUS, BrokenRun
 from liser_dist.local_cluster import LocalCluster, wait_until
 from liser_dist.results import DistillResult, Record
 from liser_dist.shards import ShardVisit, find_shards, read_samples, write_shards
@@ -49,7 +48,7 @@ class DamageRow(Record):
     reasons: dict[str, int]  # of the rejected, good ones too if there were any
     good_clips_per_s: float
     good_clips_per_s_without_damage: float
-    left_behind: list[str]  # processes and shared memory, 10 s after the second job's end
+    left_behind: list[str]  # processes and shared memory, 10 s after a job's end
 
 
 # ---------------------------------------------------------------- kinds of damage
@@ -171,6 +170,7 @@ class Outcome:
     trained: Mapping[str, int]  # by key: how often
     rejected: Mapping[str, str]  # by key: why
     training_s: float
+    left_behind: Sequence[str]
 
     def once(self, kind: str) -> int:
         """Clips of a kind that were trained once and not rejected."""
@@ -192,8 +192,6 @@ def break_clips(spec: DistillSpec, folder: Path, clips: int, seed: int = 0) -> D
     with LocalCluster(HEAD_CPUS) as cluster:
         alone = _run(spec, folder / "good", cluster, clips, seed, damaged=False)
         mixed = _run(spec, folder / "mixed", cluster, clips, seed, damaged=True)
-        time.sleep(LEFT_AFTER_S)
-        left = cluster.left_behind()
     trained, rejected = mixed.trained, mixed.rejected
     return DamageRow(
         good=clips,
@@ -206,7 +204,7 @@ def break_clips(spec: DistillSpec, folder: Path, clips: int, seed: int = 0) -> D
         reasons=dict(Counter(rejected.values()).most_common()),
         good_clips_per_s=mixed.per_s(clips),
         good_clips_per_s_without_damage=alone.per_s(clips),
-        left_behind=left,
+        left_behind=[*alone.left_behind, *mixed.left_behind],
     )
 
 
@@ -243,4 +241,5 @@ def _outcome(run: BrokenRun, keys: Sequence[str]) -> Outcome:
         trained=dict(zip(keys, counts, strict=True)),
         rejected={line["key"]: line["reason"] for line in rejected},
         training_s=result.seconds.training,
+        left_behind=run.left_behind(),
     )

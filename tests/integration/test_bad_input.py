@@ -10,7 +10,7 @@ import ray
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
 from liser_dist import distillation
-from liser_dist.checkpoints import Checkpoint, save_checkpoint
+from liser_dist.checkpoints import Checkpoint, pack_checkpoint, write_checkpoint
 from liser_dist.command import read_spec
 from liser_dist.errors import LiserError
 from liser_dist.learning import DISTILLED
@@ -104,13 +104,19 @@ def test_a_checkpoint_of_another_student(
     other = read_spec(write_spec(student={"kind": "cnn", "width": 16}))
     place = str(tmp_path / "step-1")
     weights = Student(other.student, 6, 16000).state_dict()
-    save_checkpoint(
+    write_checkpoint(
         place,
-        Checkpoint(
-            spec=other, students=weights, best={DISTILLED: weights}, optimizer={}, state={},
-            ledger=Ledger(),
+        pack_checkpoint(
+            Checkpoint(
+                spec=other,
+                students=weights,
+                best={DISTILLED: weights},
+                optimizer={},
+                state={},
+                ledger=Ledger(),
+            )
         ),
-    )  # fmt: skip
+    )
     message = refused(start_from=place)
     assert "`start_from`" in message
     assert "16" in message

@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from liser_dist.checkpoints import Checkpoint, save_checkpoint
+from liser_dist.checkpoints import Checkpoint, pack_checkpoint, write_checkpoint
 from liser_dist.errors import TeacherError
 from liser_dist.fields import EMOTIONS
 from liser_dist.huggingface_model import Answer, HuggingFaceModel
@@ -533,15 +533,17 @@ def student_place(tmp_path: Path) -> str:
     student = Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz)
     weights = dict(student.state_dict())
     place = str(tmp_path / "step-1")
-    save_checkpoint(
+    write_checkpoint(
         place,
-        Checkpoint(
-            spec=spec,
-            students={},
-            best={"distilled": weights},
-            optimizer={},
-            state={},
-            ledger=Ledger(),
+        pack_checkpoint(
+            Checkpoint(
+                spec=spec,
+                students={},
+                best={"distilled": weights},
+                optimizer={},
+                state={},
+                ledger=Ledger(),
+            )
         ),
     )
     return place
