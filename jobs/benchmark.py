@@ -100,7 +100,13 @@ def fault_table(rows: list) -> Table:
 
 
 def memory_table(rows: list) -> Table:
-    table = Table("process", "after 1,000 clips", "after 5,000", "growth", title="unique set size")
+    table = Table(
+        "process",
+        "after 1,000 clips",
+        "after 5,000",
+        "growth",
+        title="private memory, without mapped files and the object store",
+    )
     for row in rows:
         sizes = (f"{size / 2**20:.0f} MiB" for size in (row.bytes_before, row.bytes_after))
         table.add_row(row.kind, *sizes, f"{row.growth:+.1%}")

@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 from pyroaring import BitMap
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from liser_dist.desk import Desk, Progress
@@ -62,6 +63,14 @@ def read_progress(desk: Any) -> Progress:
     return found
 
 
+class ForgetBlocks(ExecutionCallback):
+    """Ray Data would remember every block of every stage until the end: 200 MB a million clips."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        for stage in executor._topology or ():
+            getattr(stage, "_output_blocks_stats", []).clear()
+
+
 def build_examples(
     spec: DistillSpec,
     visits: Sequence[ShardVisit],
@@ -80,6 +89,7 @@ def build_examples(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options = execution_options(spec)
+    context.custom_execution_callback_classes = [ForgetBlocks]
     resources = spec.resources
     items = [
         {"epoch": v.epoch, "shard": v.shard, "version": v.version,
