@@ -236,16 +236,16 @@ class Fault:
     small_disk: bool = False
 
 
-_ELASTIC = {"workers": [1, 5], "resize_every_s": 2.0}
+_ELASTIC = {"workers": [1, 5], "resize_every_s": 2.0, "epochs": 3}
 FAULTS: Mapping[str, Fault] = {
     "train worker killed": Fault(kill_worker),
     "decode actor killed": Fault(kill_decoder, {"epochs": 6}, seconds_per_clip=0.005),
     "decoding child killed": Fault(kill_decoder_child, {"epochs": 6}, seconds_per_clip=0.005),
     "teacher actor killed": Fault(kill_teacher),
-    "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.12),
-    "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.12),
+    "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.1),
+    "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.1),
     "node lost after notice": Fault(
-        lose_node_after_notice, {**_ELASTIC, "max_failures": 0}, seconds_per_clip=0.16
+        lose_node_after_notice, {**_ELASTIC, "max_failures": 0}, seconds_per_clip=0.12
     ),
     "driver killed, resubmitted": Fault(kill_driver),
     "driver killed, 1 worker instead of 2": Fault(kill_driver_and_take_one_worker),
@@ -329,9 +329,9 @@ def _copy_to_bucket(shards: str, bucket: Path) -> str:
 
 
 def _moments(spec: DistillSpec, clips: int, count: int, draw: random.Random) -> list[int]:
-    """Steps, rising, in the first four fifths of the run: there must be something left to do."""
+    """Steps, rising, in the first half of the run: there must be something left to do."""
     steps = clips * spec.train.epochs // spec.train.batch_size
-    return sorted(draw.randint(1, steps * 4 // 5) for _ in range(count))
+    return sorted(draw.randint(1, steps // 2) for _ in range(count))
 
 
 def _inject(run: BrokenRun, name: str, moment: int) -> tuple[str, int, float]:
