@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from liser_dist.command import read_command, run_job
-from liser_dist.spec import DistillSpec, StudentTeacher
+from liser_dist.spec import DistillSpec
+from liser_dist.teacher_spec import StudentTeacher
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
 COMPARED = ("labels_only", "speech_only", "face_only", "swapped_faces", "shuffled_targets")

@@ -23,8 +23,9 @@ from liser_dist.batches import TEACHERS, StudentBatch
 from liser_dist.checkpoints import Checkpoint
 from liser_dist.evaluation import LabelledSet, Scores, score_student
 from liser_dist.losses import ClassBalance, counts, student_loss
-from liser_dist.spec import Comparison, DistillSpec, LossSpec
+from liser_dist.spec import DistillSpec, LossSpec
 from liser_dist.students import Student
+from liser_dist.teacher_spec import Comparison
 
 DISTILLED = "distilled"
 AVERAGED = "averaged."  # before the names of averaged weights

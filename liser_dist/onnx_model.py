@@ -16,8 +16,9 @@ from liser_dist.errors import StorageError, TeacherError
 from liser_dist.huggingface_model import Answer, Floats
 from liser_dist.model_folder import Modality
 from liser_dist.records import Clip, to_floats
-from liser_dist.spec import ClipSpec, ImageInput, MelPowerInput, OnnxTeacher
+from liser_dist.spec import ClipSpec
 from liser_dist.storage import read_bytes
+from liser_dist.teacher_spec import ImageInput, MelPowerInput, OnnxTeacher
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,7 +26,8 @@ from liser_dist.desk import Desk, Progress
 from liser_dist.errors import LiserError
 from liser_dist.records import Clip, Example, Provenance, Sample, Targets, stable_hash
 from liser_dist.shards import ShardVisit, read_samples
-from liser_dist.spec import ClipSpec, DistillSpec, TeachersSpec
+from liser_dist.spec import ClipSpec, DistillSpec
+from liser_dist.teacher_spec import TeachersSpec
 
 if TYPE_CHECKING:
     from liser_dist.teachers import Teacher

@@ -220,9 +220,8 @@ def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
             yield from tar_file_expander([{"url": shard, "stream": stream}], handler=_fail)
         except _DamagedError as error:
             damage.append(error)
-        except Exception:
-            if stream.failure is None:  # that is told as it was, not as webdataset rewrites it
-                raise
+        except StorageError:
+            return  # told below as it was, not as webdataset rewrites it
 
     with storage.open_read(shard) as stream:
         tail = _TailReader(stream)

@@ -24,7 +24,8 @@ from liser_dist.errors import CheckpointError, TeacherError
 from liser_dist.huggingface_model import Answer, Floats, HuggingFaceModel
 from liser_dist.model_folder import Modality, read_model_folder
 from liser_dist.records import Clip, Targets, to_floats
-from liser_dist.spec import ClipSpec, HuggingFaceTeacher, MockTeacher, OnnxTeacher, StudentTeacher
+from liser_dist.spec import ClipSpec
+from liser_dist.teacher_spec import HuggingFaceTeacher, MockTeacher, OnnxTeacher, StudentTeacher
 
 if TYPE_CHECKING:
     from liser_dist.students import Student

@@ -21,7 +21,8 @@ from liser_dist.decode import decode_clip
 from liser_dist.fields import EMOTIONS
 from liser_dist.records import Sample
 from liser_dist.shards import write_shards
-from liser_dist.spec import ClipSpec, OnnxTeacher
+from liser_dist.spec import ClipSpec
+from liser_dist.teacher_spec import OnnxTeacher
 from liser_dist.teachers import load_teacher
 from tests.integration.conftest import ROOT, Finished
 

@@ -24,9 +24,9 @@ from liser_dist.huggingface_model import Answer, HuggingFaceModel
 from liser_dist.ledger import Ledger
 from liser_dist.model_folder import Modality
 from liser_dist.records import Clip, Reason
-from liser_dist.spec import (
-    ClipSpec,
-    DistillSpec,
+from liser_dist.spec import ClipSpec, DistillSpec
+from liser_dist.students import Student
+from liser_dist.teacher_spec import (
     HuggingFaceTeacher,
     ImageInput,
     MelPowerInput,
@@ -35,7 +35,6 @@ from liser_dist.spec import (
     StudentTeacher,
     WaveformInput,
 )
-from liser_dist.students import Student
 from liser_dist.teachers import ModelTeacher, describe_teacher, fold, load_teacher, map_names
 
 MODELS = Path(__file__).parents[3] / "shared" / "models"
@@ -325,7 +324,9 @@ def test_a_hub_name_out_of_reach_is_refused_without_torch(tmp_path: Path) -> Non
     program = """
 import sys
 from liser_dist.errors import TeacherError
-from liser_dist.spec import EMOTIONS, ClipSpec, HuggingFaceTeacher
+from liser_dist.fields import EMOTIONS
+from liser_dist.spec import ClipSpec
+from liser_dist.teacher_spec import HuggingFaceTeacher
 from liser_dist.teachers import describe_teacher
 try:
     describe_teacher(HuggingFaceTeacher(model="some/model"), EMOTIONS, ClipSpec())
