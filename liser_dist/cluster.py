@@ -150,6 +150,15 @@ def live_nodes() -> Capacity:
     return Capacity("the Ray cluster", nodes)
 
 
+def lack_of(spec: DistillSpec) -> str:
+    """Why the job cannot go on with the nodes that are left, or nothing."""
+    try:
+        require_fit(spec, live_nodes())
+    except CapacityError as error:
+        return str(error)
+    return ""
+
+
 def _started_here() -> str | None:
     """The address of a cluster that `ray start` left on this machine, while it answers.
 

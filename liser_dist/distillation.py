@@ -211,7 +211,7 @@ def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]
     train_job = to_train_job(job, begun.place, desk)
     screen.console.print(f"distilling {train_job.clips} clips")
     passes = -1
-    with screen.watched(lambda: pipeline.read_progress(desk)):
+    with screen.watched(lambda: pipeline.read_progress(desk), lambda: cluster.lack_of(job.spec)):
         while True:
             summary = training.train_students(train_job, labelled)
             if summary.complete:

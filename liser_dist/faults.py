@@ -306,7 +306,8 @@ def _prepared(spec: DistillSpec, faults: Sequence[Fault], folder: Path) -> Itera
             content["teachers"]["speech"] |= {"seconds_per_clip": max(slow)}
         if s3 is not None:
             content["data"] |= {"unlabelled": _copy_to_bucket(spec.data.unlabelled, bucket)}
-        cluster = stack.enter_context(LocalCluster(HEAD_CPUS, s3.environment if s3 else None))
+        environment = s3.environment if s3 else None
+        cluster = stack.enter_context(LocalCluster(HEAD_CPUS, environment=environment))
         yield BrokenRun(DistillSpec.model_validate(content), folder, cluster, s3)
 
 

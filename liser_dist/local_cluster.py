@@ -58,8 +58,10 @@ class LocalCluster:
         environment: with it a command reaches the cluster, and what it starts is marked.
     """
 
-    def __init__(self, cpus: int, environment: Mapping[str, str] | None = None) -> None:
-        """`cpus`: logical ones of the head."""
+    def __init__(
+        self, cpus: int, gpus: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`cpus`, `gpus`: logical ones of the head."""
         self._mark = uuid.uuid4().hex
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
@@ -69,7 +71,7 @@ class LocalCluster:
             **os.environ,
             **(environment or {}),
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
+            "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or uuid.uuid4().hex * 2,
             "PATH": f"{_BIN}:{os.environ['PATH']}",
             MARK: self._mark,
             # The workers', too: another Ray on this machine is not theirs.
@@ -78,8 +80,9 @@ class LocalCluster:
         }
         self.environment.pop("RAY_ADDRESS", None)
         self._start(
-            cpus, "--head", f"--port={self._port}", f"--dashboard-port={self._dashboard}",
-            f"--temp-dir={self._folder.name}", "--disable-usage-stats",
+            cpus, "--head", f"--num-gpus={gpus}", f"--port={self._port}",
+            f"--dashboard-port={self._dashboard}", f"--temp-dir={self._folder.name}",
+            "--disable-usage-stats",
         )  # fmt: skip
         wait_until(self._answers, START_LIMIT_S, "a Ray head")
         self.environment["RAY_ADDRESS"] = f"{HOST}:{self._port}"

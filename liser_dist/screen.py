@@ -21,22 +21,33 @@ from liser_dist.synthetic import SyntheticSpec
 
 LIVE_EVERY_S = 1.0
 PLAIN_EVERY_S = 15.0
+STILL_S = 60.0  # no step for so long: does the cluster still have room?
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def watched(read: Callable[[], Progress]) -> Iterator[None]:
-    """Show the progress that `read` returns until the block ends."""
+def watched(
+    read: Callable[[], Progress], lack: Callable[[], str], still_s: float = STILL_S
+) -> Iterator[None]:
+    """Show the progress that `read` returns until the block ends.
+
+    When there was none for `still_s`, `lack` is asked what the cluster does not have, if anything.
+    """
     ended = threading.Event()
     show = _show_live if console.is_terminal else _show_plain
-    thread = threading.Thread(target=show, args=(read, ended), daemon=True)
-    thread.start()
+    shows = [
+        threading.Thread(target=show, args=(read, ended), daemon=True),
+        threading.Thread(target=_show_lack, args=(read, lack, still_s, ended), daemon=True),
+    ]
+    for thread in shows:
+        thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join(timeout=10)
+        for thread in shows:
+            thread.join(timeout=10)
 
 
 def _show_live(read: Callable[[], Progress], ended: threading.Event) -> None:
@@ -54,6 +65,17 @@ def _show_plain(read: Callable[[], Progress], ended: threading.Event) -> None:
         if progress.steps > shown:
             console.print(line_of(progress))
             shown = progress.steps
+
+
+def _show_lack(
+    read: Callable[[], Progress], lack: Callable[[], str], still_s: float, ended: threading.Event
+) -> None:
+    before = 0
+    while not ended.wait(still_s):
+        steps = read().steps
+        if steps == before and (what := lack()):
+            console.print(f"waiting for a larger cluster: {what}")
+        before = steps
 
 
 def line_of(progress: Progress) -> str:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ import pytest
 import yaml
 
 from liser_dist.checkpoints import load_checkpoint
-from liser_dist.local_cluster import free_port
+from liser_dist.flaky_s3 import FlakyS3
+from liser_dist.local_cluster import LocalCluster
 from liser_dist.shards import write_shards
 from tests.films import small_film
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
 SHARED = ROOT.parent / "shared"
 # Before anything imports Ray, for it looks once: `ray start` asks for a token, and so do we.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-BIN = Path(sys.executable).parent
 # A job that fits two cores and needs no model.
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -70,54 +70,11 @@ def clips(films: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(
-    s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
-    """`ray start --head` from the repository's root; the environment that reaches it."""
-    scratch = tmp_path_factory.mktemp("ray")
-    # Ports of its own, the agent's too: another Ray on this machine has taken the usual ones.
-    port, dashboard, agent = free_port(), free_port(), free_port()
+def ray_cluster(s3: dict[str, str]) -> Iterator[dict[str, str]]:
+    """A Ray with one logical GPU, in the folder that pytest runs in; what reaches it."""
     # The nodes know the S3 server's key, as by a role.
-    environment = (
-        os.environ
-        | s3
-        | {
-            "RAY_ADDRESS": f"127.0.0.1:{port}",
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "VIRTUAL_ENV": str(BIN.parent),
-        }
-    )
-    command = [
-        BIN / "ray", "start", "--head", "--block", "--num-cpus=4", "--num-gpus=1", f"--port={port}",
-        "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats",
-        f"--temp-dir={scratch}",
-    ]  # fmt: skip
-    without = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
-    with (scratch / "ray.log").open("w") as log:
-        head = subprocess.Popen(command, stdout=log, stderr=log, env=without, cwd=ROOT)
-        try:
-            wait_until(lambda: _is_up(environment), 60)
-            yield environment
-        finally:
-            head.kill()  # what it started ends with it; asked politely it takes half a minute
-            head.wait()
-
-
-def _is_up(environment: dict[str, str]) -> bool:
-    listed = subprocess.run(
-        [BIN / "ray", "job", "list"], env=environment, capture_output=True, check=False
-    )
-    return listed.returncode == 0
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            raise TimeoutError(f"not within {seconds} s")
-        time.sleep(0.5)
+    with LocalCluster(4, gpus=1, environment={**s3, "VIRTUAL_ENV": sys.prefix}) as cluster:
+        yield cluster.environment
 
 
 class Finished:
@@ -178,20 +135,5 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real S3 server with a bucket; the environment that reaches it."""
     root = tmp_path_factory.mktemp("s3")
     (root / "bucket").mkdir()
-    address = f"127.0.0.1:{free_port()}"
-    environment = {
-        "AWS_ACCESS_KEY_ID": "a-key",
-        "AWS_SECRET_ACCESS_KEY": "a-secret",
-        "AWS_ENDPOINT_URL": f"http://{address}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    command = [BIN / "rclone", "serve", "s3", "--addr", address,
-               "--auth-key", "a-key,a-secret", root]  # fmt: skip
-    with (root / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            wait_until(lambda: "Starting" in (root / "server.log").read_text(), 30)
-            yield environment
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
+    with FlakyS3(root) as server:
+        yield server.environment

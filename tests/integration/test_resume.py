@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from liser_dist.checkpoints import list_checkpoints, load_checkpoint
+from liser_dist.local_cluster import wait_until
 from liser_dist.shards import write_shards
 from tests.films import small_film
-from tests.integration.conftest import ROOT, Job, wait_until
+from tests.integration.conftest import ROOT, Job
 from tests.integration.test_distill import same
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -33,7 +34,7 @@ def killed(ray_cluster: dict[str, str], write_spec: Callable[..., Path], tmp_pat
         with (tmp_path / "killed.log").open("w") as log:
             driver = subprocess.Popen(command, env=ray_cluster, stdout=log, stderr=log)
             try:
-                wait_until(lambda: len(list_checkpoints(str(place))) > 2, 120)
+                wait_until(lambda: len(list_checkpoints(str(place))) > 2, 120, "checkpoints")
             finally:
                 driver.kill()
                 driver.wait()
