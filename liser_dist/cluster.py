@@ -143,11 +143,12 @@ def find_cluster() -> Capacity:
 
 
 def live_nodes() -> Capacity:
-    """What the connected cluster has now."""
+    """What the connected cluster has now, without the nodes that were told to go."""
     import ray
 
-    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    return Capacity("the Ray cluster", nodes)
+    leaving = ray._private.state.state.get_draining_nodes()  # Ray has no public place for it
+    staying = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+    return Capacity("the Ray cluster", tuple(node["Resources"] for node in staying))
 
 
 def lack_of(spec: DistillSpec) -> str:
