@@ -26,15 +26,15 @@ COMPARED = ("labels_only", "speech_only", "face_only", "swapped_faces", "shuffle
 def main() -> None:
     command = read_command(sys.argv[1:], DEFAULT, "The demo and its controls.")
     asked = command.spec
-    from liser_dist import cluster, distillation, screen  # heavy: see jobs/distill.py
+    from liser_dist import cluster, distillation, planning, screen  # heavy: see jobs/distill.py
 
     first = changed(asked, compare=COMPARED, name=f"{asked.name}-controls")
-    plan = distillation.plan(first, make_corpus=not command.check)
+    plan = planning.plan(first, make_corpus=not command.check)
     if command.check:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)
         return
     result, place = distillation.run(plan)
-    second, _ = distillation.run(distillation.plan(pseudo_labelled(first, result.checkpoint)))
+    second, _ = distillation.run(planning.plan(pseudo_labelled(first, result.checkpoint)))
     cluster.leave_ray()
     screen.print_result(result)
     screen.print_controls(result, second.student)

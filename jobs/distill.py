@@ -3,7 +3,7 @@
 
 Unlabelled video in, student out.
 
-    jobs/distill.py [SPEC] [--check] [--FIELD VALUE ...]
+    jobs/distill.py [SPEC] [--check | --teach-only] [--FIELD VALUE ...]
 
 The line above is for the shell: run as a command, this finds the environment's own python.
 """
@@ -20,11 +20,16 @@ def main() -> None:
     command = read_command(sys.argv[1:], DEFAULT, "Distil a student from unlabelled video.")
     # Heavy: a mistake in the spec is told before, and a spawned child that loads this file
     # as its main module needs none of it.
-    from liser_dist import cluster, distillation, screen
+    from liser_dist import cluster, distillation, planning, screen, teaching
 
-    plan = distillation.plan(command.spec, make_corpus=not command.check)
+    plan = planning.plan(command.spec, make_corpus=not command.check)
     if command.check:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        return
+    if command.teach_only:
+        place = teaching.teach(plan)
+        cluster.leave_ray()
+        print(place, flush=True)
         return
     result, place = distillation.run(plan)
     cluster.leave_ray()

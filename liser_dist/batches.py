@@ -17,7 +17,7 @@ from torch import Tensor
 
 from liser_dist.features import HOP_S, LogMel
 from liser_dist.records import Example, stable_hash, to_floats
-from liser_dist.spec import AugmentSpec
+from liser_dist.spec import AugmentSpec, DistillSpec
 
 NO_LABEL = -100  # what torch's cross entropy leaves out
 NO_NUMBER = -1
@@ -95,6 +95,24 @@ class Batcher:
         self.window_samples = window_samples
         self.first_clips = first_clips or {}
 
+    @classmethod
+    def of(
+        cls,
+        spec: DistillSpec,
+        embeddings: Mapping[str, int] | None = None,
+        first_clips: Mapping[tuple[int, str], int] | None = None,
+    ) -> Self:
+        """A job's."""
+        return cls(
+            LogMel(spec.clip.sample_rate_hz, spec.student.mels),
+            spec.emotions,
+            embeddings or {},
+            spec.augment,
+            spec.seed,
+            round(spec.clip.window_s * spec.clip.sample_rate_hz),
+            first_clips,
+        )
+
     def batch(
         self, unlabelled: Sequence[Example], labelled: Sequence[Example] = (), epoch: int = 0
     ) -> StudentBatch:
@@ -106,11 +124,7 @@ class Batcher:
         examples = [*unlabelled, *labelled]
         draws = [self._draw(clip.key, clip.epoch) for clip in unlabelled]
         draws += [self._draw(clip.key, epoch) for clip in labelled]
-        waveforms = [
-            self._louder(to_floats(clip.waveform), draw)
-            for clip, draw in zip(examples, draws, strict=True)
-        ]
-        mel, frames = self.mel(waveforms)
+        mel, frames = self.heard(examples, draws)
         self._mask_bands_and_spans(mel, frames, draws)
         label = [NO_LABEL] * len(unlabelled)
         label += [self.emotions.index(clip.emotion) for clip in labelled]
@@ -130,8 +144,39 @@ class Batcher:
         first = self.first_clips.get((clip.epoch, clip.shard))
         return NO_NUMBER if first is None else first + clip.index
 
-    def mel(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
-        """[batch, frames, mels] and [batch] frames of sound; always of the window's length."""
+    def heard(
+        self, examples: Sequence[Example], draws: Sequence[np.random.Generator] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """[batch, frames, mels] and [batch] frames of sound; always of the window's length.
+
+        `draws`: how loud and noisy each is made; as it is, without.
+        """
+        if any(clip.mel.size for clip in examples):
+            return self._kept_mel(examples)
+        waveforms = [to_floats(clip.waveform) for clip in examples]
+        if draws:
+            waveforms = [self._louder(*one) for one in zip(waveforms, draws, strict=True)]
+        return self._mel(waveforms)
+
+    def with_mel(self, clip: Example) -> Example:
+        """The clip with its log-mel in place of the waveform; as it is when it was rejected."""
+        if clip.rejected:
+            return clip
+        mel, frames = self._mel([to_floats(clip.waveform)])
+        kept = mel[0, : int(frames[0])].numpy().astype(np.float16).ravel()
+        return replace(clip, waveform=clip.waveform[:0], mel=kept)
+
+    def _kept_mel(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """The same of clips that bring their log-mel."""
+        silent, _ = self._mel([])
+        mel = silent.repeat(len(examples), 1, 1)
+        frames = torch.zeros(len(examples), dtype=torch.long)
+        for row, clip in enumerate(examples):
+            sound = torch.from_numpy(clip.mel.astype(np.float32)).reshape(-1, mel.shape[2])
+            mel[row, : len(sound)], frames[row] = sound, len(sound)
+        return mel, frames
+
+    def _mel(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         padded = torch.zeros(max(1, len(waveforms)), self.window_samples)
         lengths = torch.zeros(len(padded), dtype=torch.long)
         for row, waveform in enumerate(waveforms):

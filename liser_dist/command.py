@@ -38,15 +38,19 @@ class Command:
 
     spec: DistillSpec
     check: bool
+    teach_only: bool
 
 
 def read_command(arguments: Sequence[str], default: Path, about: str) -> Command:
     """The resolved spec of a command line. Raises SpecError; argparse itself exits with 2."""
     parser = argparse.ArgumentParser(
-        description=about, allow_abbrev=False, usage="%(prog)s [SPEC] [--check] [--FIELD VALUE ...]"
+        description=about,
+        allow_abbrev=False,
+        usage="%(prog)s [SPEC] [--check | --teach-only] [--FIELD VALUE ...]",
     )
     parser.add_argument("spec", nargs="?", type=Path, default=default, help="YAML file of the job")
     parser.add_argument("--check", action="store_true", help="print the spec and its needs; stop")
+    parser.add_argument("--teach-only", action="store_true", help="fill `targets.store`; stop")
 
     class CommandLine(DistillSpec, BaseSettings):
         model_config = SettingsConfigDict(cli_avoid_json=True, cli_hide_none_type=True)
@@ -68,7 +72,7 @@ def read_command(arguments: Sequence[str], default: Path, about: str) -> Command
         spec = DistillSpec.model_validate(resolved.model_dump())
     except ValidationError as error:
         raise SpecError(explain(error, parsed.spec)) from error
-    return Command(spec, parsed.check)
+    return Command(spec, parsed.check, parsed.teach_only)
 
 
 def read_spec(path: Path) -> DistillSpec:

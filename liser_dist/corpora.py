@@ -13,7 +13,6 @@ number alone, so nothing in it can tell an emotion.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import multiprocessing
 import os
@@ -25,7 +24,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from numpy.typing import NDArray
 
 from liser_dist import backbones, drawing, synthesis
 from liser_dist.drawing import FRAME_PX, FRAMES_PER_S
+from liser_dist.encoding import Encoding, encode_film
 from liser_dist.errors import SpecError
 from liser_dist.fields import EMOTIONS
 from liser_dist.shards import ShardVisit, find_shards, read_samples, write_shards
@@ -91,7 +90,7 @@ def prepare_synthetic(spec: SyntheticSpec, pool: Executor | None = None) -> None
     started = time.monotonic()
     logger.info("synthetic corpus: making %s", spec.root)
     with (
-        _built_aside(spec.root) as folder,
+        built_aside(spec.root) as folder,
         nullcontext(pool) if pool else _processes() as workers,
     ):
         trained = _start_backbones(workers, spec)
@@ -103,7 +102,7 @@ def prepare_synthetic(spec: SyntheticSpec, pool: Executor | None = None) -> None
 
 
 @contextmanager
-def _built_aside(place: Path) -> Iterator[Path]:
+def built_aside(place: Path) -> Iterator[Path]:
     """A folder to build in, which becomes `place` when all went well."""
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
@@ -160,7 +159,7 @@ def _start_backbones(pool: Executor, spec: SyntheticSpec) -> dict[str, Future[Pa
 def _make_backbone(name: str, place: Path, clips: int) -> Path:
     train = {"speech": backbones.train_speech_backbone, "face": backbones.train_face_backbone}
     if not place.is_dir():
-        with _built_aside(place) as folder:
+        with built_aside(place) as folder:
             train[name](folder, clips)
     return place
 
@@ -288,27 +287,8 @@ def _list_boxes(times_s: Floats, boxes: Floats) -> list[list[float]]:
 
 
 def encode_clip(frames: drawing.Pixels, waveform: NDArray[np.int16]) -> bytes:
-    """An mp4 file (H.264, AAC) of frames [n, 128, 128, 3] at 8 a second and sound at 16 kHz.
-
-    The same input gives the same bytes.
-    """
-    import av
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        picture: Any = container.add_stream("libx264", rate=FRAMES_PER_S)
-        picture.width = picture.height = FRAME_PX
-        picture.pix_fmt = "yuv420p"
-        # What it costs to decode is decided here: one thread, and a key frame every half second.
-        picture.options = {"preset": "ultrafast", "crf": "32", "g": "4", "threads": "1"}
-        sound: Any = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
-        sound.bit_rate = 48_000
-        for frame in frames:
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        samples = av.AudioFrame.from_ndarray(waveform[None], format="s16", layout="mono")
-        samples.sample_rate, samples.pts = SAMPLE_RATE_HZ, 0
-        samples.time_base = Fraction(1, SAMPLE_RATE_HZ)
-        container.mux(sound.encode(samples))
-        for stream in (picture, sound):
-            container.mux(stream.encode(None))
-    return file.getvalue()
+    """An mp4 file (H.264, AAC) of frames [n, 128, 128, 3] at 8 a second and sound at 16 kHz."""
+    # What it costs to decode is decided here: a key frame every half second.
+    options = {"preset": "ultrafast", "crf": "32", "g": "4"}
+    look = Encoding(FRAMES_PER_S, FRAME_PX, FRAME_PX, SAMPLE_RATE_HZ, 48_000, options)
+    return encode_film(frames, waveform, look)

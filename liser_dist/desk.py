@@ -13,6 +13,7 @@ from pyroaring import BitMap
 
 from liser_dist.errors import LiserError
 from liser_dist.records import Reason
+from liser_dist.targets import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Desk:
         self._rejected: dict[tuple[str, str], BitMap] = {}  # by shard and reason
         self._progress = Progress()
         self._failure: LiserError | None = None
+        self._broken: set[Part] = set()
 
     def verdicts(self, clips: Sequence[Clip]) -> dict[Clip, str]:
         """Of these clips, the reasons of those that were rejected before: each is tried once."""
@@ -67,6 +69,17 @@ class Desk:
     def fail(self, error: LiserError) -> None:
         """What the user has to mend: it ends the run, and trying again would not help."""
         self._failure = self._failure or error
+
+    def tell_broken(self, part: Part) -> bool:
+        """A part of the target store cannot be read; returns whether that is new."""
+        new = part not in self._broken
+        self._broken.add(part)
+        return new
+
+    def take_broken(self) -> set[Part]:
+        """The broken parts, which are now taught again."""
+        taken, self._broken = self._broken, set()
+        return taken
 
     def failure(self) -> LiserError | None:
         return self._failure

@@ -9,23 +9,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import accumulate
 from typing import Any
 
-from liser_dist import cluster, pipeline, screen, storage, training
+from liser_dist import cluster, pipeline, screen, training
+from liser_dist.batches import Batcher
 from liser_dist.checkpoints import (
     Checkpoint,
     is_whole,
     load_checkpoint,
     load_student,
-    require_same_student,
 )
-from liser_dist.errors import ShardError, SpecError, TeacherError
+from liser_dist.errors import ShardError
 from liser_dist.evaluation import LabelledSet, score_student, score_teacher
-from liser_dist.faces import check_detector
+from liser_dist.labelled import read_labelled
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Rejection
+from liser_dist.planning import Plan
 from liser_dist.records import Example
 from liser_dist.rejections import write_rejected
 from liser_dist.results import (
@@ -37,96 +38,12 @@ from liser_dist.results import (
     write_result,
 )
 from liser_dist.runs import Run, open_run
-from liser_dist.shards import Shard, ShardVisit, find_shards, shard_order
+from liser_dist.shards import shard_order
 from liser_dist.spec import DistillSpec
-from liser_dist.teachers import TeacherFacts, describe_teacher
-from liser_dist.train_loop import Summary, TrainJob, make_batcher
+from liser_dist.stages import Keeping
+from liser_dist.train_loop import Summary, TrainJob
 
 logger = logging.getLogger(__name__)
-
-LABELLED_SETS = ("labelled", "validation", "test")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A job that was found to be sound."""
-
-    spec: DistillSpec
-    capacity: cluster.Capacity
-    shards: Mapping[str, Sequence[Shard]]  # of each set; empty where the corpus is yet to be made
-    teachers: Mapping[str, TeacherFacts]
-    started: float  # time.time() at which the job began
-
-
-def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
-    """Check all that can be checked before Ray is asked for anything. Raises LiserError."""
-    started = time.time()
-    spec = spec.with_absolute_places()
-    capacity = cluster.find_cluster()
-    cluster.require_fit(spec, capacity)
-    storage.require_writable(spec.output, "output")
-    check_detector(spec.clip)
-    if spec.synthetic is not None and make_corpus:
-        from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
-
-        prepare_synthetic(spec.synthetic)
-    require_same_student(spec)
-    shards: dict[str, Sequence[Shard]] = {}
-    teachers: Mapping[str, TeacherFacts] = {}
-    if spec.synthetic is None or spec.synthetic.root.exists():
-        for name in ("unlabelled", *LABELLED_SETS):
-            if (place := getattr(spec.data, name)) is not None:
-                shards[name] = find_shards(place, f"data.{name}")
-        require_distinct_shards(shards)
-        teachers = describe_teachers(spec)
-        require_something_to_learn(spec, teachers)
-    return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)
-
-
-def require_distinct_shards(shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Raise SpecError when one shard is in two sets."""
-    set_of: dict[str, str] = {}
-    for name, found in shards.items():
-        for shard in found:
-            if (other := set_of.setdefault(shard.place, name)) != name:
-                raise SpecError(
-                    f"the shard {shard.place} is in `data.{other}` and in `data.{name}`: give "
-                    "each set a folder of its own"
-                )
-
-
-def require_something_to_learn(spec: DistillSpec, teachers: Mapping[str, TeacherFacts]) -> None:
-    """Raise SpecError when no term of the loss has anything to speak of."""
-    weights = {"speech": spec.loss.speech_kl, "face": spec.loss.face_kl}
-    if spec.loss.label_ce and spec.data.labelled is not None:
-        return
-    for name, facts in teachers.items():
-        if (weights[name] and any(facts.known)) or (spec.loss.embedding and facts.embedding_dim):
-            return
-    raise SpecError(
-        "the student would learn nothing: the teachers give embeddings alone and "
-        f"`loss.embedding` is {spec.loss.embedding:g}; give it a weight above 0, or a teacher "
-        "that is a classifier"
-    )
-
-
-def describe_teachers(spec: DistillSpec) -> dict[str, TeacherFacts]:
-    """What the job's teachers know. Raises TeacherError, naming the field."""
-    found: dict[str, TeacherFacts] = {}
-    for name, wanted in (("speech", ("audio", "any")), ("face", ("image", "video", "any"))):
-        teacher = getattr(spec.teachers, name)
-        if teacher is None:
-            continue
-        try:
-            found[name] = describe_teacher(teacher, spec.emotions, spec.clip)
-        except TeacherError as error:
-            raise TeacherError(f"`teachers.{name}`: {error}") from error
-        if found[name].modality not in wanted:
-            raise TeacherError(
-                f"`teachers.{name}`: {teacher.model!r} is a model for {found[name].modality}; give "
-                f"one for {wanted[0]}"
-            )
-    return found
 
 
 def run(job: Plan) -> tuple[DistillResult, str]:
@@ -138,69 +55,22 @@ def run(job: Plan) -> tuple[DistillResult, str]:
     if begun.goes_on:
         screen.console.print(f"going on with the run {begun.place}")
     cluster.start_ray(job.capacity)
-    desk = pipeline.open_desk()
-    labelled, rejected = read_labelled(job, desk)
-    summary = train(job, begun, desk, labelled)
+    desk, keeping = pipeline.open_desk(), pipeline.open_keeping(job.spec, job.versions)
+    labelled, rejected = read_labelled(job, desk, keeping)
+    summary = train(job, begun, desk, keeping, labelled)
     checkpoint = load_checkpoint(summary.checkpoint)
     result = summarise(job, summary, checkpoint, labelled, rejected)
     write_rejected(begun.place, checkpoint.ledger.ever_trained, rejected)
     return result, write_result(begun.place, result)
 
 
-def read_labelled(
-    job: Plan, desk: Any
-) -> tuple[dict[str, list[Example]], dict[str, list[Rejection]]]:
-    """The labelled sets, decoded and taught by the same stages as the stream; what was rejected."""
-    names = [name for name in LABELLED_SETS if name in job.shards]
-    if not names:
-        return {}, {}
-    screen.console.print("reading the labelled clips")
-    set_of = {shard.place: name for name in names for shard in job.shards[name]}
-    visits = [ShardVisit(0, place) for place in set_of]
-    clips: dict[str, list[Example]] = {name: [] for name in names}
-    rejected: dict[str, list[Rejection]] = {name: [] for name in names}
-    # Teachers are scored on the test set; what they say of the others nobody asks.
-    taught = {shard.place for shard in job.shards.get("test", ())}
-    examples = pipeline.read_all(
-        pipeline.build_examples(job.spec, visits, desk, labelled=True, taught=taught)
-    )
-    for example in examples:
-        name, known = set_of[example.shard], example.emotion in job.spec.emotions
-        if example.rejected or not known:
-            reason = example.reason or "bad_metadata"
-            detail = example.detail or f"emotion {example.emotion!r} is none of the job's"
-            why = Rejection(example.key, example.shard, example.index, reason, detail)
-            rejected[name].append(why)
-        else:
-            clips[name].append(example)
-    require_labels(job.spec, clips)
-    require_disjoint_speakers(clips)
-    return clips, rejected
-
-
-def require_labels(spec: DistillSpec, clips: Mapping[str, Sequence[Example]]) -> None:
-    """Raise SpecError when a labelled set has no clip to learn from or be scored on."""
-    for name, examples in clips.items():
-        if not examples:
-            raise SpecError(
-                f"`data.{name}` {getattr(spec.data, name)} has no clip with an `emotion` of the "
-                f"job's {list(spec.emotions)} in its JSON: mend the labels, or leave the set out"
-            )
-
-
-def require_disjoint_speakers(clips: Mapping[str, Sequence[Example]]) -> None:
-    """Raise SpecError when somebody speaks in two labelled sets: scores would flatter."""
-    set_of: dict[str, str] = {}
-    for name, examples in clips.items():
-        for speaker in {example.speaker for example in examples if example.speaker}:
-            if (other := set_of.setdefault(speaker, name)) != name:
-                raise SpecError(
-                    f"speaker {speaker!r} is in `data.{other}` and in `data.{name}`: give sets "
-                    "that share no speaker"
-                )
-
-
-def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]]) -> Summary:
+def train(
+    job: Plan,
+    begun: Run,
+    desk: Any,
+    keeping: Keeping | None,
+    labelled: Mapping[str, list[Example]],
+) -> Summary:
     """Train the students until every clip of every epoch was seen.
 
     Raises ShardError when a further pass over what is missing finds none of it.
@@ -208,7 +78,7 @@ def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]
     last = training.last_summary(begun.place)
     if last is not None and last.complete and is_whole(last.checkpoint):
         return last  # the driver was killed after it
-    train_job = to_train_job(job, begun.place, desk)
+    train_job = to_train_job(job, begun.place, desk, keeping)
     screen.console.print(f"distilling {train_job.clips} clips")
     passes = -1
     with screen.watched(lambda: pipeline.read_progress(desk), lambda: cluster.lack_of(job.spec)):
@@ -225,7 +95,7 @@ def train(job: Plan, begun: Run, desk: Any, labelled: Mapping[str, list[Example]
             logger.warning("clips were lost on their way; they are read once more")
 
 
-def to_train_job(job: Plan, run_place: str, desk: Any) -> TrainJob:
+def to_train_job(job: Plan, run_place: str, desk: Any, keeping: Keeping | None) -> TrainJob:
     spec, shards = job.spec, job.shards["unlabelled"]
     embeddings = {
         name: facts.embedding_dim
@@ -249,6 +119,7 @@ def to_train_job(job: Plan, run_place: str, desk: Any) -> TrainJob:
         },
         clips=clips,
         desk=desk,
+        keeping=keeping,
     )
 
 
@@ -280,6 +151,7 @@ def summarise(
             trained=ledger.trained,
             rejected=ledger.rejected,
             passes=ledger.passes,
+            taught=checkpoint.state["taught"],
             labelled=sum(len(clips) for clips in labelled.values()),
             labelled_rejected=sum(len(rejected[name]) for name in labelled),
         ),
@@ -311,7 +183,7 @@ def score_kept(
     student, _ = load_student(place, kind)
     if not test:
         return StudentScores(params=student.params, learning_rate=rate)
-    scores = score_student(student, LabelledSet.of(test, make_batcher(checkpoint.spec, {})))
+    scores = score_student(student, LabelledSet.of(test, Batcher.of(checkpoint.spec)))
     return StudentScores(
         params=student.params,
         learning_rate=rate,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liser_dist.batches import Batcher
-from liser_dist.records import Example, to_floats
+from liser_dist.records import Example
 from liser_dist.students import Student
 
 ROWS_AT_ONCE = 64
@@ -37,9 +37,8 @@ class LabelledSet:
 
     @classmethod
     def of(cls, clips: Sequence[Example], batcher: Batcher) -> LabelledSet:
-        waveforms = [to_floats(clip.waveform) for clip in clips]
         parts = [
-            batcher.mel(waveforms[start : start + ROWS_AT_ONCE])
+            batcher.heard(clips[start : start + ROWS_AT_ONCE])
             for start in range(0, len(clips), ROWS_AT_ONCE)
         ]
         return cls(

@@ -28,6 +28,14 @@ Place = Annotated[
     Field(min_length=1, description="a folder or file, on disk or s3://"),
     AfterValidator(_on_disk_or_s3),
 ]
+
+
+def _off(given: Any) -> Any:
+    """YAML reads `off` as False."""
+    return None if given is False or given == "off" else given
+
+
+PlaceOrOff = Annotated[Place | None, BeforeValidator(_off)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]

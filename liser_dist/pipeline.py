@@ -3,6 +3,7 @@
 1. `_read`   a ShardVisit to its Samples         tasks
 2. `Decode`  Sample to Clip                      CPU actors, a guarded child each
 3. `Teach`   Clip to Example                     GPU actors, both teachers in each
+             and a copy for the target store     writers' actors
 
 No stage changes the number of rows: a rejected clip travels on, empty but for its reason. Ray ends
 a pipeline's actors with each execution, which is why the epochs are one dataset.
@@ -11,8 +12,7 @@ a pipeline's actors with each execution, which is why the epochs are one dataset
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,32 +24,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from liser_dist.desk import Desk, Progress
 from liser_dist.errors import LiserError
-from liser_dist.records import Clip, Example, Provenance, Sample, Targets, stable_hash
+from liser_dist.records import Example, Provenance, Sample
 from liser_dist.shards import ShardVisit, read_samples
-from liser_dist.spec import ClipSpec, DistillSpec
-from liser_dist.teacher_spec import TeachersSpec
+from liser_dist.spec import DistillSpec
+from liser_dist.stages import Decode, Keeping, Teach, Windows
+from liser_dist.tables import to_examples, to_table
+from liser_dist.targets import StretchWriter, TargetStore, open_store
 
 if TYPE_CHECKING:
-    from liser_dist.teachers import Teacher
+    pass
 
 # Blocks are what Ray schedules, moves and splits: small ones keep the first batch near and the
 # object store empty, larger ones cost the scheduler less.
 BLOCK_BYTES = 2**20
 DECODE_ROWS = 16
-TRIED_BEFORE = "when it was first tried"
-
-
-def schema_of(record: type[Provenance]) -> pa.Schema:
-    """One Arrow column a field: arrays and bytes are binary."""
-    plain = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    return pa.schema(
-        (field.name, plain.get(str(field.type), pa.binary()))
-        for field in dataclasses.fields(record)
-    )
-
-
-def _table(records: Sequence[Provenance], kind: type[Provenance]) -> pa.Table:
-    return pa.Table.from_pylist([record.to_row() for record in records], schema=schema_of(kind))
+TEACHERS_PER_WRITER = 8
 
 
 def open_desk() -> Any:
@@ -57,6 +46,27 @@ def open_desk() -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
     return ray.remote(Desk).options(scheduling_strategy=here, **options).remote()
+
+
+def open_keeping(spec: DistillSpec, versions: Mapping[str, str]) -> Keeping | None:
+    """The job's target store with its writers; none of these where it takes nothing.
+
+    `versions`: of the run's shards, by place.
+    """
+    store = open_store(spec, versions)
+    if store is None:
+        return None
+    teachers = spec.resources.teachers[1]
+    count = -(-teachers // TEACHERS_PER_WRITER) if store.writable else 0
+    options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": "SPREAD"}
+    writer = ray.remote(StretchWriter).options(**options)
+    return Keeping(store, [writer.remote(store) for _ in range(count)])
+
+
+def finish_keeping(keeping: Keeping) -> TargetStore:
+    """Waits until what is complete was written; the store, and whether it still takes anything."""
+    failures = ray.get([writer.finish.remote() for writer in keeping.writers])
+    return dataclasses.replace(keeping.store, writable=keeping.store.writable and not any(failures))
 
 
 def read_progress(desk: Any) -> Progress:
@@ -77,20 +87,38 @@ def build_examples(
     visits: Sequence[ShardVisit],
     desk: Any,
     *,
+    keeping: Keeping | None = None,
+    kept_alone: bool = False,
     labelled: bool = False,
     taught: Collection[str] | None = None,
 ) -> Dataset:
     """The stream of a run: one row a clip of each visit, but for those that it has finished.
 
-    `taught`: the shards whose clips the teachers are asked about; all, when not given. Nothing
-    runs until the dataset is read.
+    `keeping`: where each row is kept beside; `kept_alone`: nobody but the store wants to know what
+    is in a row. `taught`: the shards whose clips the teachers are asked about; all, when not given.
+    Nothing runs until the dataset is read.
     """
+    set_context(spec)
+    clips = decode_samples(spec, visits, desk, labelled)
+    return teach_clips(
+        clips, spec, labelled=labelled, taught=taught, keeping=keeping, kept_alone=kept_alone
+    )
+
+
+def set_context(spec: DistillSpec) -> None:
+    """How Ray Data is to run what is built from here on."""
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options = execution_options(spec)
     context.custom_execution_callback_classes = [ForgetBlocks]
+
+
+def decode_samples(
+    spec: DistillSpec, visits: Sequence[ShardVisit], desk: Any, labelled: bool
+) -> Dataset:
+    """Rows of Clip."""
     resources = spec.resources
     items = [
         {"epoch": v.epoch, "shard": v.shard, "version": v.version,
@@ -110,28 +138,27 @@ def build_examples(
         .map_batches(
             Decode,
             fn_constructor_kwargs={
-                "clip": spec.clip, "seed": spec.seed, "epochs": spec.train.epochs,
-                "centred": labelled, "desk": desk,
+                "clip": spec.clip, "windows": Windows.of(spec, centred=labelled), "desk": desk,
             },
             batch_size=DECODE_ROWS,
             batch_format="pyarrow",
             num_cpus=resources.decoder_cpus,
             compute=_pool(resources.decoders),
         )
-        .map_batches(
-            Teach,
-            fn_constructor_kwargs={
-                "teachers": spec.teachers, "emotions": spec.emotions, "clip": spec.clip,
-                "embeddings": spec.loss.embedding > 0, "one_by_one": spec.deterministic,
-                "threads": max(1, int(resources.teacher_cpus)), "taught": taught,
-            },
-            batch_size=spec.teachers.batch_size,
-            batch_format="pyarrow",
-            num_cpus=resources.teacher_cpus,
-            num_gpus=resources.teacher_gpus or None,
-            compute=_pool(resources.teachers),
-        )
     )  # fmt: skip
+
+
+def teach_clips(clips: Dataset, spec: DistillSpec, **how: Any) -> Dataset:
+    """Rows of Example from rows of Clip; `how`: see `Teach`."""
+    return clips.map_batches(
+        Teach,
+        fn_constructor_kwargs={"spec": spec, **how},
+        batch_size=spec.teachers.batch_size,
+        batch_format="pyarrow",
+        num_cpus=spec.resources.teacher_cpus,
+        num_gpus=spec.resources.teacher_gpus or None,
+        compute=_pool(spec.resources.teachers),
+    )
 
 
 def _pool(bounds: tuple[int, int]) -> ActorPoolStrategy:
@@ -151,133 +178,9 @@ def _read(visits: pa.Table, labelled: bool) -> Iterator[pa.Table]:
         for sample in read_samples(visit, labelled=labelled):
             rows.append(sample)
             if len(rows) == DECODE_ROWS:
-                yield _table(rows, Sample)
+                yield to_table(rows, Sample)
                 rows = []
-        yield _table(rows, Sample)
-
-
-class Decode:
-    """Sample -> Clip, with a guarded child process that survives nothing but is replaced."""
-
-    def __init__(self, clip: ClipSpec, seed: int, epochs: int, centred: bool, desk: Any) -> None:
-        from liser_dist.guard import ClipDecoder
-
-        self.clip, self.seed, self.epochs, self.centred = clip, seed, epochs, centred
-        self.desk = desk
-        self.decoder = ClipDecoder(clip)
-
-    def __call__(self, samples: pa.Table) -> pa.Table:
-        clips = [Sample.from_row(row) for row in samples.to_pylist()]
-        clips = self._with_known_verdicts(clips)
-        work = [(sample, self._start_share(sample)) for sample in clips]
-        decoded = list(self.decoder.decode_all(work))
-        self._report(clips, decoded)
-        return _table(decoded, Clip)
-
-    def _with_known_verdicts(self, samples: list[Sample]) -> list[Sample]:
-        """A clip that was rejected before, in this epoch or an earlier one, is not tried again.
-
-        Ray runs a task once more whose actor died: its rows must come out as they did.
-        """
-        asked = [(sample.shard, sample.index) for sample in samples]
-        verdicts = ray.get(self.desk.verdicts.remote(asked))
-        known = []
-        for sample in samples:
-            reason = verdicts.get((sample.shard, sample.index))
-            known.append(
-                dataclasses.replace(sample, reason=reason, detail=TRIED_BEFORE, video=b"")
-                if reason and not sample.rejected
-                else sample
-            )
-        return known
-
-    def _start_share(self, sample: Sample) -> float:
-        """Where a longer clip's window lies: 0 at its start, 1 at its end."""
-        if self.centred:
-            return 0.5
-        if self.clip.windows == "even":
-            return (sample.epoch + 0.5) / self.epochs
-        return stable_hash(f"{self.seed}/{sample.epoch}/{sample.key}") / 2**64
-
-    def _report(self, samples: Sequence[Sample], clips: Sequence[Clip]) -> None:
-        verdicts = {
-            (clip.shard, clip.index): str(clip.reason)
-            for sample, clip in zip(samples, clips, strict=True)
-            if clip.rejected and not sample.rejected
-        }
-        if verdicts:
-            # Waited for, so that a later epoch's look-up finds it.
-            ray.get(self.desk.reject.remote(verdicts))
-
-
-class Teach:
-    """Clip -> Example: both teachers over one copy of the clip."""
-
-    def __init__(
-        self,
-        teachers: TeachersSpec,
-        emotions: Sequence[str],
-        clip: ClipSpec,
-        embeddings: bool,
-        one_by_one: bool,
-        threads: int,
-        taught: Collection[str] | None,
-    ) -> None:
-        """`one_by_one`: a target must not depend on the clips beside it, to the last bit."""
-        if not ray.get_gpu_ids():
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray would leave them in sight
-        import torch
-
-        from liser_dist.teachers import load_teacher
-
-        torch.set_num_threads(threads)
-        self.face_px, self.embeddings, self.one_by_one = clip.face_px, embeddings, one_by_one
-        self.taught = taught
-        self.failure: LiserError | None = None
-        try:
-            self.teachers = {
-                name: load_teacher(spec, emotions, clip)
-                for name, spec in (("speech", teachers.speech), ("face", teachers.face))
-                if spec is not None
-            }
-        except LiserError as error:
-            # Ray keeps the text alone of what an actor's start raises: told at the first clip.
-            self.failure = error
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        if self.failure is not None:
-            raise self.failure
-        clips = [Clip.from_row(row, self.face_px) for row in rows.to_pylist()]
-        groups = [[clip] for clip in clips] if self.one_by_one else [clips]
-        examples = [example for group in groups for example in self._teach(group)]
-        return _table(examples, Example)
-
-    def _teach(self, clips: list[Clip]) -> Iterator[Example]:
-        silence = [Targets()] * len(clips)
-        said = {name: self._ask(teacher, clips) for name, teacher in self.teachers.items()}
-        speech, face = said.get("speech", silence), said.get("face", silence)
-        for clip, heard, seen in zip(clips, speech, face, strict=True):
-            if not self.embeddings:
-                heard, seen = _without_embedding(heard), _without_embedding(seen)
-            yield Example.of(clip, heard, seen)
-
-    def _ask(self, teacher: Teacher, clips: list[Clip]) -> list[Targets]:
-        """One `Targets` for each clip; empty where it is of a shard that need not be taught."""
-        asked = [
-            n for n, clip in enumerate(clips) if self.taught is None or clip.shard in self.taught
-        ]
-        targets = [Targets()] * len(clips)
-        for number, said in zip(asked, teacher.teach([clips[n] for n in asked]), strict=True):
-            targets[number] = said
-        return targets
-
-
-def _without_embedding(said: Targets) -> Targets:
-    return dataclasses.replace(said, embedding=said.embedding[:0])
-
-
-def to_examples(batch: pa.Table) -> list[Example]:
-    return [Example.from_row(row) for row in batch.to_pylist()]
+        yield to_table(rows, Sample)
 
 
 def read_all(examples: Dataset) -> list[Example]:
@@ -291,6 +194,15 @@ def read_all(examples: Dataset) -> list[Example]:
     except ray.exceptions.RayError as error:
         raise ours_in(error) from error
     return sorted(rows, key=lambda example: (example.shard, example.index))
+
+
+def read_kept(examples: Dataset) -> Iterator[int]:
+    """How many rows came, as they come. Raises LiserError."""
+    try:
+        for batch in examples.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield len(batch)
+    except ray.exceptions.RayError as error:
+        raise ours_in(error) from error
 
 
 def ours_in(error: BaseException) -> BaseException:

@@ -137,13 +137,22 @@ class Targets:
         return bool(self.logits.size or self.embedding.size)
 
 
+_HALVES = ("mel", "speech_logits", "speech_embedding", "face_logits", "face_embedding")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example(Provenance):
-    """What reaches a train worker: the student's input and what both teachers said."""
+    """What reaches a train worker: the student's input and what both teachers said.
+
+    The input is either the waveform, or its log-mel where the spec keeps no waveforms.
+    """
 
     waveform: NDArray[np.int16] = field(
         default_factory=_NONE[np.int16]
     )  # [samples] mono; no padding
+    mel: NDArray[np.float16] = field(
+        default_factory=_NONE[np.float16]
+    )  # [frames * mels], of the sound alone: no padding
     speech_logits: NDArray[np.float16] = field(
         default_factory=_NONE[np.float16]
     )  # [emotions], or empty
@@ -163,7 +172,7 @@ class Example(Provenance):
     def from_row(cls, row: Row) -> Self:
         values = {column.name: row[column.name] for column in fields(cls)}
         values["waveform"] = np.frombuffer(row["waveform"], np.int16)
-        for name in ("speech_logits", "speech_embedding", "face_logits", "face_embedding"):
+        for name in _HALVES:
             values[name] = np.frombuffer(row[name], np.float16)
         return cls(**values)
 

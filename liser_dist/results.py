@@ -19,6 +19,7 @@ class ClipCounts(Record):
     trained: int
     rejected: int
     passes: int  # trained or rejected, once an epoch
+    taught: int  # of the passes, those for which teachers were asked, and no store
     labelled: int
     labelled_rejected: int
 

@@ -32,6 +32,7 @@ CHANGEABLE = (
     "output",
     "resources",
     "budget",
+    "targets.store",
     "train.workers",
     "train.resize_every_s",
     "train.max_failures",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,11 +21,34 @@ from liser_dist.shards import Shard
 from liser_dist.spec import DistillSpec
 from liser_dist.synthetic import SyntheticSpec
 
+PLAIN_WIDTH = 140
 LIVE_EVERY_S = 1.0
 PLAIN_EVERY_S = 15.0
 STILL_S = 60.0  # no step for so long: does the cluster still have room?
 
-console = Console(highlight=False, soft_wrap=True)
+# A log has no width that a table would have to fit.
+console = Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH
+)
+
+
+@contextmanager
+def counted(total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of so many clips are done, of which the block is told; never backwards."""
+    done, begun = 0, time.monotonic()
+
+    def line() -> str:
+        return f"{done}/{total} clips · {done / (time.monotonic() - begun):.0f} clips/s"
+
+    with console.status("starting the teachers") as status:
+
+        def count(clips: int) -> None:
+            nonlocal done
+            done += clips
+            status.update(line())
+
+        yield count
+    console.print(line())
 
 
 @contextmanager

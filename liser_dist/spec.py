@@ -17,6 +17,7 @@ from liser_dist.fields import (
     Count,
     CountOrBounds,
     Place,
+    PlaceOrOff,
     Share,
     Spec,
     Weight,
@@ -56,6 +57,20 @@ class ClipSpec(Spec):
     )
     decode_limit_s: Annotated[float, Field(gt=0)] = 20.0
     decode_limit_bytes: Annotated[int, Field(ge=256 * 2**20)] = 2 * 2**30
+
+
+class TargetsSpec(Spec):
+    """The target store: what is taught once is read from then on, by this run and by others."""
+
+    store: PlaceOrOff = Field(
+        None, description="a folder on disk or s3:// that runs share; off = every epoch is taught"
+    )
+    windows: Count = Field(
+        1, description="of a clip longer than the window: so many are taught, epochs take turns"
+    )
+    input: Literal["waveform", "log_mel"] = Field(
+        "waveform", description="what is kept of the sound: 32 KB a second, or 8 with 40 mels"
+    )
 
 
 # ---------------------------------------------------------------- student
@@ -207,6 +222,7 @@ class DistillSpec(Spec):
     loss: LossSpec = LossSpec()
     augment: AugmentSpec = AugmentSpec()
     train: TrainSpec = TrainSpec()
+    targets: TargetsSpec = TargetsSpec()
     compare: tuple[Comparison, ...] = Field(
         (), description="students trained on the same batches in other ways, to compare"
     )
@@ -232,6 +248,7 @@ class DistillSpec(Spec):
     def _fields_agree(self) -> Self:
         self._emotions_agree()
         self._workers_have_clips()
+        self._input_can_be_augmented()
         if self.student.kind != "counting":
             self._losses_have_sources()
         if self.compare and self.data.labelled is None and "labels_only" in self.compare:
@@ -257,6 +274,16 @@ class DistillSpec(Spec):
                 f"`deterministic` needs a fixed number of `train.workers` that divides "
                 f"`train.batch_size` {rows}, not {self.train.workers}: change one of them"
             )
+
+    def _input_can_be_augmented(self) -> None:
+        if self.targets.input != "log_mel":
+            return
+        for name in ("gain_db", "noise_db"):
+            if value := getattr(self.augment, name):
+                raise ValueError(
+                    f"`augment.{name}` {value:g} changes the waveform, and `targets.input: "
+                    "log_mel` keeps none: make it 0, or keep the `waveform`"
+                )
 
     def _emotions_agree(self) -> None:
         if len(set(self.emotions)) != len(self.emotions):
@@ -294,7 +321,7 @@ class DistillSpec(Spec):
         return fingerprint(self.model_dump(mode="json", exclude={"output"}))
 
 
-_PLACES = ("unlabelled", "labelled", "validation", "test", "start_from", "output")
+_PLACES = ("unlabelled", "labelled", "validation", "test", "start_from", "output", "store")
 _FILES_OR_NAMES = ("model", "face_detector")  # a hub name, say, where no such file is
 
 

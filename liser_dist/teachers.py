@@ -25,7 +25,13 @@ from liser_dist.huggingface_model import Answer, Floats, HuggingFaceModel
 from liser_dist.model_folder import Modality, read_model_folder
 from liser_dist.records import Clip, Targets, to_floats
 from liser_dist.spec import ClipSpec
-from liser_dist.teacher_spec import HuggingFaceTeacher, MockTeacher, OnnxTeacher, StudentTeacher
+from liser_dist.teacher_spec import (
+    HuggingFaceTeacher,
+    MockTeacher,
+    OnnxTeacher,
+    StudentTeacher,
+    TeachersSpec,
+)
 
 if TYPE_CHECKING:
     from liser_dist.students import Student
@@ -100,6 +106,14 @@ def describe_teacher(spec: TeacherSpec, emotions: Sequence[str], clip: ClipSpec)
     mapping = map_names(spec.model, names, _labels_of(spec), emotions)
     known = tuple(bool(some) for some in _known(mapping))
     return TeacherFacts(known, embedding_dim, names, modality)
+
+
+def take_threads(spec: TeachersSpec, threads: int) -> None:
+    """So many for torch and ONNX. Where all teachers are mock ones torch is not even loaded."""
+    if any(not isinstance(one, MockTeacher) for one in (spec.speech, spec.face) if one):
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def load_teacher(spec: TeacherSpec, emotions: Sequence[str], clip: ClipSpec) -> Teacher:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -37,16 +37,21 @@ from liser_dist.curves import Curves
 from liser_dist.desk import Progress
 from liser_dist.errors import LiserError, StorageError
 from liser_dist.evaluation import LabelledSet
-from liser_dist.features import LogMel
 from liser_dist.learning import DISTILLED, Learner, Step
 from liser_dist.ledger import Ledger
-from liser_dist.pipeline import ours_in, to_examples
+from liser_dist.pipeline import finish_keeping, ours_in
 from liser_dist.records import Example, Provenance
 from liser_dist.rejections import forget_after
+from liser_dist.rereading import Rereader
+from liser_dist.schedule import to_read
 from liser_dist.shards import ShardVisit
 from liser_dist.spec import DistillSpec
+from liser_dist.stages import Keeping
+from liser_dist.tables import to_examples
+from liser_dist.targets import Part, Stored
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PROGRESS_EVERY_S = 1.0
 NOTICE_EVERY_S = 5.0  # as often as Ray looks for nodes that are about to go
@@ -78,6 +83,9 @@ class TrainJob:
     first_clips: Mapping[tuple[int, str], int]  # numbers, by epoch and shard: see Batcher
     clips: int  # as far as it is known
     desk: Any
+    keeping: Keeping | None = None  # the target store, and who writes to it
+    broken: Collection[Part] = ()  # of the store: what they held is taught again
+    taught_before: bool = False  # the store has all that is left: there is no stream
 
     @property
     def total_passes(self) -> int:
@@ -91,22 +99,6 @@ class Message:
     rows: Sequence[Provenance]
     failure: LiserError | None  # its stream ended with this
     look_for_notices: bool  # the first worker's clock says so, for all
-
-
-def make_batcher(
-    spec: DistillSpec,
-    embeddings: Mapping[str, int],
-    first_clips: Mapping[tuple[int, str], int] | None = None,
-) -> Batcher:
-    return Batcher(
-        LogMel(spec.clip.sample_rate_hz, spec.student.mels),
-        spec.emotions,
-        embeddings,
-        spec.augment,
-        spec.seed,
-        round(spec.clip.window_s * spec.clip.sample_rate_hz),
-        first_clips,
-    )
 
 
 def make_learner(job: TrainJob, device: torch.device) -> Learner:
@@ -125,9 +117,10 @@ class TrainLoop:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.learner = make_learner(job, ray.train.torch.get_device())
-        self.batcher = make_batcher(self.spec, job.embeddings, job.first_clips)
+        self.batcher = Batcher.of(self.spec, job.embeddings, job.first_clips)
         self.validation = LabelledSet.of(validation, self.batcher) if validation else None
         self.ledger = Ledger()
+        self.teaching, self.taught = True, 0  # passes for which no store was read
         self.clock = Clock()
         self.notices = Clock()
         self.saves = Clock()
@@ -150,7 +143,7 @@ class TrainLoop:
             remove_later(self.job.run, self.learner.steps)
             forget_after(self.job.run, self.learner.steps)
 
-    def _told_by_the_first(self, value: str | None) -> str | None:
+    def _told_by_the_first(self, value: T | None) -> T | None:
         told = [value]
         if self.workers > 1:
             dist.broadcast_object_list(told, src=0)
@@ -160,20 +153,17 @@ class TrainLoop:
         self.learner.restore(checkpoint)
         self.ledger = checkpoint.ledger
         self.clock.restore(checkpoint.state["clock"])
+        self.taught = checkpoint.state["taught"]
         if self.rank == 0:
             done, total = self.ledger.passes, self.job.total_passes
             logger.warning("going on from step %d: %d/%d clips", self.learner.steps, done, total)
 
     def run(self) -> None:
-        stream = ray.train.get_dataset_shard(STREAM).iter_batches(
-            batch_size=self._mine(self.spec.train.batch_size),
-            batch_format="pyarrow",
-            prefetch_batches=2,
-        )
-        batches = iter(stream)
         try:
-            while self._step(batches):
-                pass
+            self._train_on(self._stream())
+            self.teaching = False
+            if self.job.keeping is not None:
+                self._train_on_stored(self.job.keeping)
             require_within(self.spec.budget, self.ledger, at_the_end=True)
             self._finish()
         except LiserError as error:
@@ -182,6 +172,43 @@ class TrainLoop:
             with suppress(StorageError):  # told in the log; what ended the run matters more
                 self.writer.finish()
             ray.get(self.job.desk.fail.remote(error))
+
+    def _train_on(self, batches: Iterator[Any]) -> None:
+        """Until none of the workers has a clip left."""
+        while self._step(batches):
+            pass
+
+    def _stream(self) -> Iterator[Any]:
+        """What is taught meanwhile; nothing where the store has it all."""
+        if self.job.taught_before:
+            return iter(())
+        batches = ray.train.get_dataset_shard(STREAM).iter_batches(
+            batch_size=self._mine(self.spec.train.batch_size),
+            batch_format="pyarrow",
+            prefetch_batches=2,
+        )
+        return iter(batches)
+
+    def _train_on_stored(self, keeping: Keeping) -> None:
+        """What an earlier epoch, or another run, has had taught."""
+        store, batch = keeping.store, self.spec.train.batch_size
+        stored = self._told_by_the_first(self._find_stored(keeping) if self.rank == 0 else None)
+        assert stored is not None
+        share = self._mine(batch)
+        first = sum(batch // self.workers + (r < batch % self.workers) for r in range(self.rank))
+        rereader = Rereader(store, batch, first, share, self._tell_broken)
+        visits, ledger = self.job.visits, self.ledger
+        for epoch in to_read(visits, ledger, store, stored, self.spec.deterministic):
+            self._train_on(rereader.batches(epoch))
+
+    def _find_stored(self, keeping: Keeping) -> Stored:
+        """A listing of the store; what was taught last may still be on its way into it."""
+        finish_keeping(keeping)
+        return keeping.store.find()
+
+    def _tell_broken(self, part: Part) -> bool:
+        new: bool = ray.get(self.job.desk.tell_broken.remote(part))
+        return new
 
     def _step(self, batches: Iterator[Any]) -> bool:
         """One step on all workers; False when none of them has a clip left."""
@@ -202,6 +229,7 @@ class TrainLoop:
                 if is_new]  # fmt: skip
         step = self._learn([row for row in mine if not row.rejected])
         self.ledger.enter(row for row, is_new in zip(gathered, new, strict=True) if is_new)
+        self.taught += sum(new) if self.teaching else 0
         require_within(self.spec.budget, self.ledger, at_the_end=False)
         self._after(step, look_for_notices=told[0].look_for_notices)
         return True
@@ -320,7 +348,7 @@ class TrainLoop:
                 students=self.learner.tensors(),
                 best=self.learner.best or self.learner.newest(),
                 optimizer=self.learner.optimizer.state_dict(),
-                state=self.learner.facts() | {"clock": self.clock.facts()},
+                state=self.learner.facts() | {"clock": self.clock.facts(), "taught": self.taught},
                 ledger=self.ledger,
             ),
             then=self.curves.upload if self.curves is not None else lambda: None,

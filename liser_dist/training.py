@@ -32,23 +32,29 @@ from liser_dist import storage
 from liser_dist.checkpoints import load_newest
 from liser_dist.elastic import ElasticTrainer
 from liser_dist.ledger import Ledger
-from liser_dist.pipeline import build_examples, execution_options, ours_in
+from liser_dist.pipeline import build_examples, execution_options, finish_keeping, ours_in
 from liser_dist.records import Example
+from liser_dist.schedule import NOTHING, to_teach
+from liser_dist.shards import ShardVisit
 from liser_dist.train_loop import STREAM, SUMMARY, Summary, TrainJob, TrainLoop
 
 logger = logging.getLogger(__name__)
 
 
 def rest_of(job: TrainJob) -> Dataset:
-    """The stream of the clips that the newest checkpoint has not seen; of all, without one."""
+    """The stream of the clips that are to be taught: see `to_teach`."""
+    return build_examples(job.spec, left_to_teach(job), job.desk, keeping=job.keeping)
+
+
+def left_to_teach(job: TrainJob) -> list[ShardVisit]:
+    """By the newest checkpoint's ledger, and by what the store has now."""
     newest = load_newest(job.run)
     ledger = newest[1].ledger if newest else Ledger()
-    rest = [
-        replace(visit, finished=ledger.finished(visit.epoch, visit.shard))
-        for visit in job.visits
-        if not ledger.complete(visit.epoch, visit.shard)
-    ]
-    return build_examples(job.spec, rest, job.desk)
+    if job.keeping is None:
+        return to_teach(job.visits, ledger, None, NOTHING, job.spec.deterministic)
+    store = finish_keeping(job.keeping)
+    stored = store.find().without(job.broken)
+    return to_teach(job.visits, ledger, store, stored, job.spec.deterministic)
 
 
 def train_students(job: TrainJob, clips: Mapping[str, Sequence[Example]]) -> Summary:
@@ -59,6 +65,8 @@ def train_students(job: TrainJob, clips: Mapping[str, Sequence[Example]]) -> Sum
     Raises LiserError where the data or the spec are at fault.
     """
     with tempfile.TemporaryDirectory(prefix="liser-train-") as scratch:
+        job = replace(job, broken=ray.get(job.desk.take_broken.remote()))
+        job = replace(job, taught_before=not left_to_teach(job))
         config = {
             "job": job,
             "labelled": ray.put(clips.get("labelled", [])),
@@ -107,7 +115,7 @@ def _trainer(job: TrainJob, config: dict[str, Any], scratch: str) -> TorchTraine
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=[Watch()],
         ),
-        datasets={STREAM: partial(rest_of, job)},
+        datasets={} if job.taught_before else {STREAM: partial(rest_of, job)},
         dataset_config=UnevenSplit(execution_options(spec), rows_in_turn),
     )
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
-from liser_dist import distillation
+from liser_dist import planning
 from liser_dist.checkpoints import Checkpoint, pack_checkpoint, write_checkpoint
 from liser_dist.command import read_spec
 from liser_dist.errors import LiserError
@@ -46,7 +46,7 @@ def audio_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(write_spec: Callable[..., Path]) -> Callable[..., str]:
     def plan(**change: Any) -> str:
         with pytest.raises(LiserError) as error:
-            distillation.plan(read_spec(write_spec(**change)))
+            planning.plan(read_spec(write_spec(**change)))
         return str(error.value)
 
     return plan

@@ -1,0 +1,33 @@
+"""Pictures of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
+
+
+def draw_shares(bars: Mapping[str, Mapping[str, float]], title: str, unit: str, file: Path) -> None:
+    """Lying bars, each made of parts that add up; a part has one colour in all of them."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.7 * len(bars)), layout="constrained")
+    names = list(bars)[::-1]
+    left = [0.0] * len(names)
+    for part, colour in zip(parts, COLOURS, strict=False):
+        widths = [bars[name].get(part, 0.0) for name in names]
+        axes.barh(names, widths, left=left, color=colour, label=part, height=0.6)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for row, total in enumerate(left):
+        axes.text(total, row, f" {total:.0f}", va="center")
+    axes.set_xlabel(unit)
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.25), frameon=False)
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,75 @@
+"""What was taught once is read from then on; with or without it the clips and the weights agree."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Job
+from tests.integration.test_distill import labelled, same
+from tests.integration.test_resume import COUNTING, SLOW, Kill, killed
+
+__all__ = ["killed", "labelled"]
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+# Whoever asks this teacher waits for hours.
+NEVER_ASKED = {"speech": {"kind": "mock", "seconds_per_clip": 1000}, "face": {"kind": "mock"}}
+
+
+def test_a_store_that_was_filled_without_a_student_serves_one(
+    job: Job, labelled: dict[str, str], clips: Path, tmp_path: Path
+) -> None:
+    change: dict[str, Any] = {
+        "data": {"unlabelled": str(clips), **labelled},
+        "targets": {"store": str(tmp_path / "store"), "input": "log_mel"},
+        "augment": {"gain_db": 0},
+        "train": {"workers": 2, "epochs": 3},
+    }
+    filled = job("--teach-only", **change)
+    assert filled.code == 0, filled.err
+    assert Path(filled.out.splitlines()[-1]).parent == tmp_path / "store"
+    done = job(**change, teachers=NEVER_ASKED, student={"width": 16})
+    assert done.code == 0, done.err
+    clips_of = done.result["clips"]
+    assert (clips_of["trained"], clips_of["passes"], clips_of["taught"]) == (29, 87, 0)
+    assert done.result["speech_teacher"]["uar"] >= 0
+
+
+def test_weights_do_not_hang_on_whether_clips_are_taught_or_read(job: Job, tmp_path: Path) -> None:
+    change = {"deterministic": True, "train": {"workers": 2, "epochs": 3}}
+    change["targets"] = {"store": str(tmp_path / "store")}
+    first = job(**change)
+    assert first.code == 0, first.err
+    assert first.result["clips"]["taught"] == 29
+    second = job(**change, teachers=NEVER_ASKED)
+    assert second.code == 0, second.err
+    assert second.result["clips"]["taught"] == 0
+    assert second.result["clips"]["passes"] == first.result["clips"]["passes"] == 87
+    assert same(first.weights, second.weights)
+
+
+def test_no_clip_is_lost_or_trained_twice_whatever_the_store_holds(
+    killed: Kill, job: Job, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    change: dict[str, Any] = {
+        "student": COUNTING,
+        "teachers": SLOW,
+        "train": {"workers": 2, "checkpoint_every": 1, "keep": 100, "epochs": 3},
+        "targets": {"store": str(store)},
+    }
+    killed(**change)
+    for part in list(store.rglob("*.parquet"))[:1]:
+        part.write_bytes(part.read_bytes()[:-50])
+    again = job(**change)
+    assert again.code == 0, again.err
+    assert set(again.weights["counts"].tolist()) == {1.0}
+    assert again.result["clips"]["passes"] == 87
+
+    closed = tmp_path / "closed"
+    closed.write_text("no folder")
+    without = job(**change | {"targets": {"store": str(closed / "store")}, "name": "closed"})
+    assert without.code == 0, without.err
+    assert without.err.count("nothing can be added to the target store") == 1
+    assert set(without.weights["counts"].tolist()) == {1.0}
