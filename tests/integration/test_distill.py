@@ -47,7 +47,7 @@ def test_a_job_ends_with_a_result_that_accounts_for_every_clip(
     assert {"clips", "steps", "seconds", "clips_per_s", "data_wait_share", "student",
             "label_only", "speech_teacher", "checkpoint", "spec_hash"} <= set(result)  # fmt: skip
     assert result["clips"] == {
-        "total": 29, "trained": 29, "rejected": 0, "passes": 58,
+        "total": 29, "trained": 29, "rejected": 0, "passes": 58, "taught": 58,
         "labelled": 18, "labelled_rejected": 0,
     }  # fmt: skip
     assert result["steps"] >= 58 / 8
