@@ -16,7 +16,6 @@ cannot be.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -26,13 +25,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from liser_dist import storage
-from liser_dist.errors import CheckpointError, MissingError, StorageError
+from liser_dist.committed import (
+    LEDGER,
+    new_place,
+    newest,
+    read_digests,
+    read_file,
+    read_spec,
+    remove_old,
+    remove_quietly,
+    write_checkpoint,
+)
+from liser_dist.errors import CheckpointError, StorageError
 from liser_dist.ledger import Ledger, Rejection
 from liser_dist.rejections import part_place, write_part
 from liser_dist.spec import DistillSpec
@@ -40,7 +48,6 @@ from liser_dist.students import Student
 
 logger = logging.getLogger(__name__)
 
-COMMITTED = "COMMITTED"
 Tensors = dict[str, Tensor]
 
 
@@ -52,20 +59,6 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     state: Mapping[str, Any]
     ledger: Ledger
-
-
-def _new_place(run: str, step: int) -> str:
-    """Where a checkpoint of a step goes: never over one that was committed."""
-    first = place = storage.join(run, "checkpoints", f"step-{step:08d}")
-    number = 1
-    while storage.exists(storage.join(place, COMMITTED)):
-        number += 1
-        place = f"{first}-{number}"
-    return place
-
-
-def step_of(place: str) -> int:
-    return int(place.rpartition("step-")[2][:8])
 
 
 def pack_checkpoint(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -83,20 +76,8 @@ def pack_checkpoint(checkpoint: Checkpoint) -> dict[str, bytes]:
         "best.safetensors": save_tensors(best),
         "optimizer.pt": optimizer.getvalue(),
         "state.json": json.dumps(checkpoint.state, indent=1).encode(),
-        "ledger.json": json.dumps(checkpoint.ledger.to_json()).encode(),
+        LEDGER: json.dumps(checkpoint.ledger.to_json()).encode(),
     }
-
-
-def write_checkpoint(place: str, files: Mapping[str, bytes]) -> None:
-    """Write a checkpoint and then commit it. Raises StorageError."""
-    for name, content in files.items():
-        storage.write_bytes(storage.join(place, name), content)
-    digests = {name: _digest(content) for name, content in files.items()}
-    storage.write_bytes(storage.join(place, COMMITTED), json.dumps(digests, indent=1).encode())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 class CheckpointWriter:
@@ -139,7 +120,7 @@ class CheckpointWriter:
     def _write(self, step: int, files: Mapping[str, bytes], then: Callable[[], None]) -> None:
         place = None
         try:
-            place = _new_place(self._run, step)
+            place = new_place(self._run, step)
             write_part(self._run, step, self._rejections)
             write_checkpoint(place, files)
         except StorageError as error:
@@ -157,129 +138,34 @@ class CheckpointWriter:
     def _take_back(self, step: int, place: str | None) -> None:
         """What there is of a checkpoint may be what fills the disk; its part comes once more."""
         if place is not None:
-            _remove_quietly(place)
+            remove_quietly(place)
         if self._rejections:
-            _remove_quietly(part_place(self._run, step))
+            remove_quietly(part_place(self._run, step))
 
 
 def load_checkpoint(place: str) -> Checkpoint:
     """Read a committed checkpoint. Raises CheckpointError, also where a file is not as written."""
-    digests = _read_digests(place)
-    spec = _read_spec(place, digests)
+    digests = read_digests(place)
+    spec = read_spec(place, digests)
     best: dict[str, Tensors] = {}
-    for name, tensor in load_tensors(_read(place, "best.safetensors", digests)).items():
+    for name, tensor in load_tensors(read_file(place, "best.safetensors", digests)).items():
         kind, _, weight = name.partition("/")
         best.setdefault(kind, {})[weight] = tensor
-    optimizer = io.BytesIO(_read(place, "optimizer.pt", digests))
+    optimizer = io.BytesIO(read_file(place, "optimizer.pt", digests))
     return Checkpoint(
         spec=spec,
-        students=load_tensors(_read(place, "students.safetensors", digests)),
+        students=load_tensors(read_file(place, "students.safetensors", digests)),
         best=best,
         # Who reads it may have no GPU: the first node, say.
         optimizer=torch.load(optimizer, weights_only=True, map_location="cpu"),
-        state=json.loads(_read(place, "state.json", digests)),
-        ledger=Ledger.from_json(json.loads(_read(place, "ledger.json", digests))),
+        state=json.loads(read_file(place, "state.json", digests)),
+        ledger=Ledger.from_json(json.loads(read_file(place, LEDGER, digests))),
     )
 
 
-def _read_digests(place: str) -> dict[str, str]:
-    try:
-        found: dict[str, str] = json.loads(_read_file(place, COMMITTED))
-    except ValueError as error:
-        raise CheckpointError(
-            f"the checkpoint {place} is damaged: its marker is no JSON"
-        ) from error
-    return found
-
-
-def _read(place: str, name: str, digests: Mapping[str, str]) -> bytes:
-    content = _read_file(place, name)
-    if _digest(content) != digests.get(name):
-        raise CheckpointError(f"the checkpoint {place} is damaged: {name} is not as it was written")
-    return content
-
-
-def _read_file(place: str, name: str) -> bytes:
-    try:
-        return storage.read_bytes(storage.join(place, name))
-    except MissingError as error:
-        raise CheckpointError(
-            f"no checkpoint at {place}: {error}; give a folder runs/NAME/N/checkpoints/step-..."
-        ) from error
-
-
-def _read_spec(place: str, digests: Mapping[str, str]) -> DistillSpec:
-    try:
-        return DistillSpec.model_validate_json(_read(place, "spec.json", digests))
-    except ValidationError as error:
-        raise CheckpointError(f"the spec in {place} is of another version of this tool") from error
-
-
-def list_checkpoints(run: str) -> list[str]:
-    """The committed checkpoints of a run, oldest first."""
-    folder = storage.join(run, "checkpoints")
-    places = [storage.join(folder, name) for name in storage.list_folders(folder)]
-    return [place for place in places if storage.exists(storage.join(place, COMMITTED))]
-
-
 def load_newest(run: str) -> tuple[str, Checkpoint] | None:
-    """The newest checkpoint of a run that is whole, and its place; broken ones are told.
-
-    Raises:
-        CheckpointError: there are checkpoints, and all are broken.
-        StorageError: they cannot be reached, which does not make them broken.
-    """
-    places = list_checkpoints(run)
-    for place in reversed(places):
-        try:
-            return place, load_checkpoint(place)
-        except CheckpointError as error:
-            logger.warning("%s; the one before it is taken", error)
-    if places:
-        raise CheckpointError(
-            f"every checkpoint of the run {run} is damaged: {', '.join(places)}; restore one, or "
-            "remove them to begin at the first clip"
-        )
-    return None
-
-
-def is_whole(place: str) -> bool:
-    """Whether a checkpoint can be read; if not, that is told. Raises StorageError."""
-    try:
-        load_checkpoint(place)
-    except CheckpointError as error:
-        logger.warning("%s", error)
-        return False
-    return True
-
-
-def remove_old(run: str, step: int, keep: int) -> None:
-    """Keep the newest up to a step; the best weights by validation are in each of them.
-
-    With the old ones goes what was never committed.
-    """
-    folder = storage.join(run, "checkpoints")
-    kept = [place for place in list_checkpoints(run) if step_of(place) <= step][-keep:]
-    for name in storage.list_folders(folder):
-        place = storage.join(folder, name)
-        if place not in kept and step_of(place) <= step:
-            _remove_quietly(place)
-
-
-def remove_later(run: str, step: int) -> None:
-    """Remove what is of a later step than the one gone on from: a history that was given up."""
-    for place in list_checkpoints(run):
-        if step_of(place) > step:
-            _remove_quietly(place)
-
-
-def _remove_quietly(place: str) -> None:
-    """What cannot be removed stays: it does no harm."""
-    try:
-        storage.remove(storage.join(place, COMMITTED))  # first: half a checkpoint is none
-        storage.remove(place)
-    except StorageError as error:
-        logger.warning("%s", error)
+    """The newest checkpoint of a run that is whole, and its place. Raises as `newest`."""
+    return newest(run, load_checkpoint)
 
 
 def load_student(place: str, kind: str = "distilled") -> tuple[Student, tuple[str, ...]]:
@@ -287,9 +173,9 @@ def load_student(place: str, kind: str = "distilled") -> tuple[Student, tuple[st
 
     Raises CheckpointError.
     """
-    digests = _read_digests(place)
-    spec = _read_spec(place, digests)
-    tensors = load_tensors(_read(place, "best.safetensors", digests))
+    digests = read_digests(place)
+    spec = read_spec(place, digests)
+    tensors = load_tensors(read_file(place, "best.safetensors", digests))
     weights = {
         name.removeprefix(f"{kind}/"): tensor
         for name, tensor in tensors.items()
@@ -302,29 +188,3 @@ def load_student(place: str, kind: str = "distilled") -> tuple[Student, tuple[st
     student = Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz)
     student.load_state_dict(weights)
     return student.eval(), spec.emotions
-
-
-def require_same_student(spec: DistillSpec) -> None:
-    """Raise CheckpointError when `start_from` holds another student than the job's."""
-    if spec.start_from is None:
-        return
-    other = _read_spec(spec.start_from, _read_digests(spec.start_from))
-    for field in ("student", "emotions", "clip.sample_rate_hz"):
-        ours, theirs = _field(spec, field), _field(other, field)
-        if ours != theirs:
-            raise CheckpointError(
-                f"`start_from` {spec.start_from} holds another student: its `{field}` is "
-                f"{_shown(theirs)}, the job's is {_shown(ours)}; make them the same, or leave "
-                "`start_from` out"
-            )
-
-
-def _field(spec: DistillSpec, dotted: str) -> Any:
-    value: Any = spec
-    for name in dotted.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _shown(value: Any) -> str:
-    return str(value.model_dump()) if hasattr(value, "model_dump") else str(value)

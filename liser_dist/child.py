@@ -21,6 +21,8 @@ from multiprocessing import connection, context, reduction
 from pathlib import Path
 from typing import Any
 
+from liser_dist.allocation import keep_freed_memory
+
 
 class ChildProcess(context.ForkServerProcess):
     """A process that does not load its parent's main module.
@@ -105,7 +107,7 @@ def enter_child(limit_bytes: int) -> None:
     limit_bytes += _data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _keep_freed_memory()
+    keep_freed_memory()
     _silence_native_code()
 
 
@@ -132,14 +134,6 @@ def _data_bytes() -> int:
     """What RLIMIT_DATA counts of this process: the libraries alone are some 200 MB."""
     data_pages = Path("/proc/self/statm").read_text().split()[5]
     return int(data_pages) * resource.getpagesize()
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep for the next clip what one gave back: the kernel took a sixth of the time."""
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    libc.mallopt(m_mmap_threshold, 32 * 2**20)
-    libc.mallopt(m_trim_threshold, 256 * 2**20)
 
 
 def _silence_native_code() -> None:

@@ -14,7 +14,6 @@ import io
 import itertools
 import logging
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,20 +25,15 @@ from numpy.typing import NDArray
 
 from liser_dist.errors import SampleError
 from liser_dist.faces import Frames, crop_faces, parse_boxes
+from liser_dist.hiding import without
 from liser_dist.records import Clip, Reason, Sample
 from liser_dist.spec import ClipSpec
 from liser_dist.speech import speech_s
 
 # decord2 loads every NVIDIA library that lies beside it, which only its CUDA build needs: two
-# seconds and 650 MB where torch is installed. A package that is None counts as not installed.
-_nvidia = sys.modules.get("nvidia")
-sys.modules["nvidia"] = None  # type: ignore[assignment]
-try:
+# seconds and 650 MB where torch is installed.
+with without("nvidia"):
     import decord
-finally:
-    del sys.modules["nvidia"]
-    if _nvidia is not None:
-        sys.modules["nvidia"] = _nvidia
 
 log = logging.getLogger(__name__)
 decord.logging.set_level(decord.logging.QUIET)

@@ -7,41 +7,23 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from liser_dist import cluster, pipeline, screen, training
-from liser_dist.batches import Batcher
-from liser_dist.checkpoints import (
-    Checkpoint,
-    is_whole,
-    load_checkpoint,
-    load_student,
-)
+from liser_dist.committed import is_whole
 from liser_dist.errors import ShardError
-from liser_dist.evaluation import LabelledSet, score_student, score_teacher
 from liser_dist.labelled import read_labelled
-from liser_dist.learning import DISTILLED
-from liser_dist.ledger import Rejection
 from liser_dist.planning import Plan
 from liser_dist.records import Example
 from liser_dist.rejections import write_rejected
-from liser_dist.results import (
-    ClipCounts,
-    DistillResult,
-    Seconds,
-    StudentScores,
-    TeacherScores,
-    write_result,
-)
+from liser_dist.results import DistillResult, write_result
 from liser_dist.runs import Run, open_run
 from liser_dist.shards import shard_order
-from liser_dist.spec import DistillSpec
 from liser_dist.stages import Keeping
-from liser_dist.train_loop import Summary, TrainJob
+from liser_dist.train_job import Summary, TrainJob, last_summary
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +40,10 @@ def run(job: Plan) -> tuple[DistillResult, str]:
     desk, keeping = pipeline.open_desk(), pipeline.open_keeping(job.spec, job.versions)
     labelled, rejected = read_labelled(job, desk, keeping)
     summary = train(job, begun, desk, keeping, labelled)
+    # With torch, which nobody needed before: the first step is the sooner for it.
+    from liser_dist.checkpoints import load_checkpoint
+    from liser_dist.scoring import summarise
+
     checkpoint = load_checkpoint(summary.checkpoint)
     result = summarise(job, summary, checkpoint, labelled, rejected)
     write_rejected(begun.place, checkpoint.ledger.ever_trained, rejected)
@@ -75,7 +61,7 @@ def train(
 
     Raises ShardError when a further pass over what is missing finds none of it.
     """
-    last = training.last_summary(begun.place)
+    last = last_summary(begun.place)
     if last is not None and last.complete and is_whole(last.checkpoint):
         return last  # the driver was killed after it
     train_job = to_train_job(job, begun.place, desk, keeping)
@@ -114,85 +100,10 @@ def to_train_job(job: Plan, run_place: str, desk: Any, keeping: Keeping | None) 
         visits=shard_order(shards, spec.train.epochs, spec.seed),
         first_clips={
             (epoch, place): epoch * clips + first
-            for epoch in range(spec.train.epochs if counts(spec) else 0)
+            for epoch in range(spec.train.epochs if spec.counts_clips else 0)
             for place, first in zip(places, firsts, strict=True)
         },
         clips=clips,
         desk=desk,
         keeping=keeping,
     )
-
-
-def counts(spec: DistillSpec) -> bool:
-    """Whether the student is the one that counts clips."""
-    return spec.student.kind == "counting"
-
-
-def summarise(
-    job: Plan,
-    summary: Summary,
-    checkpoint: Checkpoint,
-    labelled: Mapping[str, list[Example]],
-    rejected: Mapping[str, Sequence[Rejection]],
-) -> DistillResult:
-    """The result of a run, with the test set scored once."""
-    spec, ledger = job.spec, checkpoint.ledger
-    test = labelled.get("test", [])
-    students = {
-        kind: score_kept(summary.checkpoint, kind, checkpoint, test) for kind in checkpoint.best
-    }
-    teachers = {name: score_heard(job, name, test) for name in job.teachers}
-    now = time.time()
-    return DistillResult(
-        name=spec.name,
-        seed=spec.seed,
-        clips=ClipCounts(
-            total=ledger.total,
-            trained=ledger.trained,
-            rejected=ledger.rejected,
-            passes=ledger.passes,
-            taught=checkpoint.state["taught"],
-            labelled=sum(len(clips) for clips in labelled.values()),
-            labelled_rejected=sum(len(rejected[name]) for name in labelled),
-        ),
-        steps=checkpoint.state["steps"],
-        seconds=Seconds(
-            to_first_step=(summary.first_step_at or now) - job.started,
-            training=summary.training_s,
-            total=now - job.started,
-        ),
-        clips_per_s=ledger.passes / summary.training_s if summary.training_s else 0.0,
-        data_wait_share=summary.data_wait_share,
-        student=students.pop(DISTILLED),
-        label_only=students.pop("labels_only", None),
-        comparisons=students,
-        speech_teacher=teachers.get("speech"),
-        face_teacher=teachers.get("face"),
-        checkpoint=summary.checkpoint,
-        spec_hash=spec.spec_hash,
-    )
-
-
-def score_kept(
-    place: str, kind: str, checkpoint: Checkpoint, test: Sequence[Example]
-) -> StudentScores:
-    rate = checkpoint.state["learning_rates"][kind]
-    if counts(checkpoint.spec):
-        weights = sum(tensor.numel() for tensor in checkpoint.students.values())
-        return StudentScores(params=weights, learning_rate=rate)
-    student, _ = load_student(place, kind)
-    if not test:
-        return StudentScores(params=student.params, learning_rate=rate)
-    scores = score_student(student, LabelledSet.of(test, Batcher.of(checkpoint.spec)))
-    return StudentScores(
-        params=student.params,
-        learning_rate=rate,
-        uar=scores.uar,
-        war=scores.war,
-        macro_f1=scores.macro_f1,
-    )
-
-
-def score_heard(job: Plan, name: str, test: Sequence[Example]) -> TeacherScores | None:
-    scores = score_teacher(test, name, job.spec.emotions, job.teachers[name].known)
-    return TeacherScores(**asdict(scores)) if scores is not None else None

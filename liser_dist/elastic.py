@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from liser_dist import cluster
 from liser_dist.spec import DistillSpec
@@ -36,8 +36,8 @@ class LeavesRoom(ElasticScalingPolicy):
         return cluster.most_workers(self._spec, cluster.live_nodes())
 
 
-class ElasticTrainer(TorchTrainer):
-    """A TorchTrainer with this policy: Ray has no public place for one."""
+class ElasticTrainer(DataParallelTrainer):
+    """A DataParallelTrainer with this policy: Ray has no public place for one."""
 
     def __init__(self, *arguments: Any, spec: DistillSpec, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -18,10 +18,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 from pyroaring import BitMap
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+from ray.data import (
+    ActorPoolStrategy,
+    DataContext,
+    Dataset,
+    ExecutionOptions,
+    ExecutionResources,
+)
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from liser_dist.allocation import keep_freed_tables
 from liser_dist.desk import Desk, Progress
 from liser_dist.errors import LiserError
 from liser_dist.records import Example, Provenance, Sample
@@ -38,6 +45,8 @@ if TYPE_CHECKING:
 # object store empty, larger ones cost the scheduler less.
 BLOCK_BYTES = 2**20
 DECODE_ROWS = 16
+READ_BYTES = 4 * 2**20
+IN_FLIGHT_BYTES = 32 * 2**20  # in the object store, for each actor of the pipeline
 TEACHERS_PER_WRITER = 8
 
 
@@ -167,19 +176,28 @@ def _pool(bounds: tuple[int, int]) -> ActorPoolStrategy:
 
 
 def execution_options(spec: DistillSpec) -> ExecutionOptions:
-    return ExecutionOptions(preserve_order=spec.deterministic)
+    """In order where that is asked for, and with so much in flight that nobody waits, no more.
+
+    What is decoded far ahead of the teachers is memory, and CPU that the teachers wanted.
+    """
+    actors = spec.resources.decoders[1] + spec.resources.teachers[1]
+    in_flight = ExecutionResources(object_store_memory=IN_FLIGHT_BYTES * actors)
+    return ExecutionOptions(preserve_order=spec.deterministic, resource_limits=in_flight)
 
 
 def _read(visits: pa.Table, labelled: bool) -> Iterator[pa.Table]:
     """Rows of Sample. Small tables, so that decoding starts before the shard is read."""
+    keep_freed_tables()
     for item in visits.to_pylist():
         visit = ShardVisit(**{**item, "finished": BitMap.deserialize(item["finished"])})
         rows: list[Provenance] = []
+        size_bytes = 0
         for sample in read_samples(visit, labelled=labelled):
             rows.append(sample)
-            if len(rows) == DECODE_ROWS:
+            size_bytes += len(sample.video)
+            if len(rows) == DECODE_ROWS or size_bytes > READ_BYTES:
                 yield to_table(rows, Sample)
-                rows = []
+                rows, size_bytes = [], 0
         yield to_table(rows, Sample)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from liser_dist import cluster, storage
-from liser_dist.checkpoints import require_same_student
+from liser_dist.committed import require_same_student
 from liser_dist.errors import SpecError, TeacherError
 from liser_dist.faces import check_detector
 from liser_dist.shards import Shard, find_shards

@@ -21,6 +21,7 @@ from pyroaring import BitMap
 
 from liser_dist import storage
 from liser_dist.errors import ShardError, StorageError
+from liser_dist.hiding import without
 from liser_dist.records import Reason, Sample
 
 logger = logging.getLogger(__name__)
@@ -210,8 +211,7 @@ class _DamagedError(Exception):
 
 def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
     """Groups of files of one key. Raises _DamagedError, and StorageError where access fails."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
+    group_by_keys, tar_file_expander = _tar_iterators()
     damage: list[_DamagedError] = []
 
     def files(stream: _TailReader) -> Iterator[dict[str, Any]]:
@@ -236,6 +236,13 @@ def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
             raise StorageError(f"the shard {shard} cannot be read on: {tail.failure}")
     for error in damage:
         raise error
+
+
+def _tar_iterators() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """webdataset's, without torch: its loader wants that, which a reader's process needs not."""
+    with without("torch"):
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+    return group_by_keys, tar_file_expander
 
 
 def _fail(error: Exception) -> bool:
@@ -278,7 +285,8 @@ def write_shards(
 
     The same samples give the same bytes.
     """
-    from webdataset.writer import TarWriter
+    with without("torch"):
+        from webdataset.writer import TarWriter
 
     shardlist: list[dict[str, Any]] = []
     batch: list[tuple[str, bytes, dict[str, Any]]] = []

@@ -33,9 +33,10 @@ from liser_dist.tables import to_table
 # of which a well-fed encoder reaches some 40 %.
 SECONDS_PER_CLIP = {"L4": 0.0068, "H100": 0.00083}
 SIZES = (1, 8, 64)
-SECONDS = 30.0  # of work for all teachers
+LOGICAL_CPUS = 4  # Ray starts a process for each, which does nothing but start
+SECONDS = 60.0  # of work for all teachers
 ROWS_A_TASK = 1024
-STEADY = (0.3, 0.9)  # of the clips
+STEADY = (0.5, 0.95)  # of the clips: by then all teachers are there
 BUSY = 0.95
 
 
@@ -116,7 +117,7 @@ def measure(spec: DistillSpec, folder: Path) -> bool:
         place = folder / f"{gpu}-{gpus}"
         place.mkdir()
         (place / "spec.json").write_text(sized(spec, gpu, gpus).model_dump_json())
-        with LocalCluster(gpus + 4, gpus) as cluster, (place / "log").open("w") as log:
+        with LocalCluster(LOGICAL_CPUS, gpus) as cluster, (place / "log").open("w") as log:
             subprocess.run(
                 [sys.executable, "-m", "liser_dist.simulation", place / "spec.json", gpu,
                  str(gpus), place / "row.json"],

@@ -249,7 +249,7 @@ class DistillSpec(Spec):
         self._emotions_agree()
         self._workers_have_clips()
         self._input_can_be_augmented()
-        if self.student.kind != "counting":
+        if not self.counts_clips:
             self._losses_have_sources()
         if self.compare and self.data.labelled is None and "labels_only" in self.compare:
             raise ValueError("`compare: labels_only` needs `data.labelled`, which is not given")
@@ -314,6 +314,11 @@ class DistillSpec(Spec):
     def with_absolute_places(self) -> Self:
         """The same job, told so that every process finds what it names, wherever that runs."""
         return type(self).model_validate(_absolute(self.model_dump()))
+
+    @property
+    def counts_clips(self) -> bool:
+        """Whether the student is the one that counts clips."""
+        return self.student.kind == "counting"
 
     @property
     def spec_hash(self) -> str:

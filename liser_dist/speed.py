@@ -38,7 +38,7 @@ JOB = Path(__file__).parents[1] / "jobs" / "distill.py"
 EPOCHS, ROUNDS = 3, 3
 LOGICAL_CPUS = 2
 # Of an epoch's steps: what comes before and after is filling and emptying the pipeline.
-STEADY = (0.25, 0.95)
+STEADY = (0.25, 0.6)
 SAMPLE_EVERY_S = 5.0
 # Ray's processes of a job, by what they do for a clip.
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -150,6 +150,8 @@ def _sample_cpu(
                 part = _part_of(" ".join(process.cmdline()))
             except psutil.Error:
                 continue
+            if part == RAYS_OWN and process.pid in spent:
+                part = spent[process.pid][0]  # between two tasks a reader bears no name
             spent[process.pid] = (part, times.user + times.system)
         total: dict[str, float] = defaultdict(float)
         for part, seconds in spent.values():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import ray
 
+from liser_dist.allocation import keep_freed_tables
 from liser_dist.errors import LiserError
 from liser_dist.records import Clip, Example, Sample, Targets, stable_hash
 from liser_dist.spec import ClipSpec, DistillSpec
@@ -78,6 +79,7 @@ class Decode:
     def __init__(self, clip: ClipSpec, windows: Windows, desk: Any) -> None:
         from liser_dist.guard import ClipDecoder
 
+        keep_freed_tables()
         self.windows, self.desk = windows, desk
         self.decoder = ClipDecoder(clip)
 
@@ -132,6 +134,7 @@ class Teach:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray would leave them in sight
         from liser_dist.teachers import load_teacher, take_threads
 
+        keep_freed_tables()
         take_threads(spec.teachers, max(1, int(spec.resources.teacher_cpus)))
         self.spec, self.labelled, self.taught = spec, labelled, taught
         self.keeping, self.kept_alone = keeping, kept_alone

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -29,9 +30,11 @@ from liser_dist.checkpoints import (
     CheckpointWriter,
     load_checkpoint,
     load_newest,
-    remove_later,
 )
 from liser_dist.clock import Clock
+from liser_dist.committed import (
+    remove_later,
+)
 from liser_dist.counting import CountingLearner
 from liser_dist.curves import Curves
 from liser_dist.desk import Progress
@@ -44,52 +47,16 @@ from liser_dist.records import Example, Provenance
 from liser_dist.rejections import forget_after
 from liser_dist.rereading import Rereader
 from liser_dist.schedule import to_read
-from liser_dist.shards import ShardVisit
-from liser_dist.spec import DistillSpec
 from liser_dist.stages import Keeping
 from liser_dist.tables import to_examples
 from liser_dist.targets import Part, Stored
+from liser_dist.train_job import STREAM, SUMMARY, Summary, TrainJob
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PROGRESS_EVERY_S = 1.0
 NOTICE_EVERY_S = 5.0  # as often as Ray looks for nodes that are about to go
-STREAM = "clips"
-SUMMARY = "training.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What the first worker leaves in the run's folder when the stream has ended."""
-
-    checkpoint: str
-    complete: bool  # every clip of every epoch was seen
-    passes: int  # clips seen, counted once an epoch
-    first_step_at: float | None  # time.time(), of the workers that ended it
-    training_s: float
-    data_wait_share: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainJob:
-    """What every train worker is given."""
-
-    spec: DistillSpec
-    run: str  # the run's place
-    known: tuple[tuple[bool, ...], tuple[bool, ...]]  # emotions of the speech, the face teacher
-    embeddings: dict[str, int]  # width of each teacher's embedding that the loss needs
-    visits: Sequence[ShardVisit]  # the work: every shard in every epoch
-    first_clips: Mapping[tuple[int, str], int]  # numbers, by epoch and shard: see Batcher
-    clips: int  # as far as it is known
-    desk: Any
-    keeping: Keeping | None = None  # the target store, and who writes to it
-    broken: Collection[Part] = ()  # of the store: what they held is taught again
-    taught_before: bool = False  # the store has all that is left: there is no stream
-
-    @property
-    def total_passes(self) -> int:
-        return self.clips * self.spec.train.epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +74,18 @@ def make_learner(job: TrainJob, device: torch.device) -> Learner:
     return Learner(job.spec, torch.tensor(job.known), job.embeddings, device)
 
 
+def _started(batches: Iterator[T]) -> Iterator[T]:
+    """The same, the first of them asked for at once."""
+    first = ThreadPoolExecutor(1).submit(next, batches, None)
+
+    def from_the_first() -> Iterator[T]:
+        if (batch := first.result()) is not None:
+            yield batch
+            yield from batches
+
+    return from_the_first()
+
+
 class TrainLoop:
     """One worker's loop over its part of the stream."""
 
@@ -116,6 +95,8 @@ class TrainLoop:
         self.job, self.spec, self.labelled = job, job.spec, labelled
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        # Asked for first, so that the pipeline starts while the student is built.
+        self.stream = self._stream()
         self.learner = make_learner(job, ray.train.torch.get_device())
         self.batcher = Batcher.of(self.spec, job.embeddings, job.first_clips)
         self.validation = LabelledSet.of(validation, self.batcher) if validation else None
@@ -160,7 +141,7 @@ class TrainLoop:
 
     def run(self) -> None:
         try:
-            self._train_on(self._stream())
+            self._train_on(self.stream)
             self.teaching = False
             if self.job.keeping is not None:
                 self._train_on_stored(self.job.keeping)
@@ -187,7 +168,7 @@ class TrainLoop:
             batch_format="pyarrow",
             prefetch_batches=2,
         )
-        return iter(batches)
+        return _started(iter(batches))
 
     def _train_on_stored(self, keeping: Keeping) -> None:
         """What an earlier epoch, or another run, has had taught."""

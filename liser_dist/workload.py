@@ -28,9 +28,9 @@ from liser_dist.synthetic import SyntheticSpec
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 4
 FILMS, LENGTH_S = 24, 5.0
-_RAW = Encoding(30, 480, 360, 44_100, 128_000, {"preset": "veryfast", "crf": "24"})
+_RAW = Encoding(30, 480, 360, 44_100, 128_000, {"preset": "fast", "crf": "23"})
 _NORMALISED = Encoding(8, 224, 224, 16_000, 64_000, {"preset": "veryfast", "crf": "23", "g": "1"})
 _HEAD_PX = 300  # of the drawn picture within the raw frame
 _CORNER = ((_RAW.width - _HEAD_PX) // 2, (_RAW.height - _HEAD_PX) // 2)
@@ -99,7 +99,7 @@ def _as_uploaded(
 ) -> Iterator[Pixels]:
     """30 frames a second, in a larger room, with a camera's grain."""
     left, top = _CORNER
-    grain = draw.normal(0, 5, (4, _RAW.height, _RAW.width, 1))
+    grain = draw.normal(0, 6, (_RAW.height, _RAW.width, 1))
     for number in range(round(LENGTH_S * _RAW.frames_per_s)):
         place = min(number * drawing.FRAMES_PER_S / _RAW.frames_per_s, len(frames) - 1.001)
         before, share = int(place), place % 1
@@ -108,7 +108,8 @@ def _as_uploaded(
         picture[top : top + _HEAD_PX, left : left + _HEAD_PX] = cv2.resize(
             head, (_HEAD_PX, _HEAD_PX)
         )
-        yield (picture + grain[number % len(grain)]).clip(0, 255).astype(np.uint8)
+        moved = np.roll(grain, draw.integers(0, _RAW.height, 2), axis=(0, 1))
+        yield (picture + moved).clip(0, 255).astype(np.uint8)
 
 
 def _resampled(sound: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -137,7 +138,7 @@ def _make_speech_teacher(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = Wav2Vec2Config(
-        hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024,
+        hidden_size=256, num_hidden_layers=8, num_attention_heads=4, intermediate_size=1024,
         conv_dim=(96,) * 7, num_conv_pos_embeddings=32, num_conv_pos_embedding_groups=16,
         id2label=dict(enumerate(EMOTIONS)), label2id={n: i for i, n in enumerate(EMOTIONS)},
     )  # fmt: skip
@@ -151,7 +152,7 @@ def _make_face_teacher(folder: Path) -> None:
 
     torch.manual_seed(1)
     config = ViTConfig(
-        hidden_size=192, num_hidden_layers=10, num_attention_heads=3, intermediate_size=768,
+        hidden_size=192, num_hidden_layers=14, num_attention_heads=3, intermediate_size=768,
         image_size=112, patch_size=16,
         id2label=dict(enumerate(EMOTIONS)), label2id={n: i for i, n in enumerate(EMOTIONS)},
     )  # fmt: skip

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from liser_dist.checkpoints import list_checkpoints, load_checkpoint
+from liser_dist.checkpoints import (
+    load_checkpoint,
+)
+from liser_dist.committed import (
+    list_checkpoints,
+)
 from liser_dist.local_cluster import wait_until
 from liser_dist.shards import write_shards
 from tests.films import small_film

@@ -13,9 +13,11 @@ from liser_dist import storage
 from liser_dist.checkpoints import (
     Checkpoint,
     CheckpointWriter,
-    list_checkpoints,
     load_checkpoint,
     load_newest,
+)
+from liser_dist.committed import (
+    list_checkpoints,
     remove_later,
     step_of,
 )

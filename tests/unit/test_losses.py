@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +107,9 @@ def worker(rank: int, workers: int, port: int, results: str) -> None:
     }
     if rank == 0:
         torch.save(found, results)
+    dist.barrier()  # nobody leaves while another still waits for an answer
     dist.destroy_process_group()
+    os._exit(0)  # torch's threads abort a process, now and then, that ends in Python's own way
 
 
 @pytest.mark.parametrize("workers", SPLITS)
