@@ -16,10 +16,10 @@ from liser_dist.flaky_s3 import FlakyS3
 from liser_dist.local_cluster import LocalCluster
 from liser_dist.shards import write_shards
 from tests.films import small_film
+from tests.real import SHARED
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-SHARED = ROOT.parent / "shared"
 # Before anything imports Ray, for it looks once: `ray start` asks for a token, and so do we.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 # A job that fits two cores and needs no model.
@@ -49,9 +49,9 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real clips and nets, where this checkout has them beside it."""
+    """Real clips and nets; see tests/real.py."""
     if not SHARED.is_dir():
-        pytest.skip(f"no real clips: {SHARED} is not there")
+        pytest.skip(f"others' faces, voices and weights are not ours to ship; none at {SHARED}")
     return SHARED
 
 

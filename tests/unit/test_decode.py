@@ -18,13 +18,12 @@ from liser_dist.errors import SampleError, SpecError
 from liser_dist.guard import ClipDecoder
 from liser_dist.records import Reason, Sample
 from liser_dist.spec import ClipSpec
+from tests.real import CLIPS, needs_clips
 
-CLIPS = Path(__file__).parents[3] / "shared" / "clips"
 HOSTILE = CLIPS / "hostile"
 SPEC = ClipSpec(face_px=32)
 RATE = SPEC.sample_rate_hz
 NO_FACES = "[]"  # spares the search for them
-needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no real clips at {CLIPS}")
 
 
 def make_video(
@@ -328,11 +327,11 @@ def test_a_child_is_renewed_after_so_many_clips(film):
 
 @pytest.fixture(scope="module")
 def large_film() -> bytes:
-    return make_video(size=(1920, 1080), fps=15, duration_s=4.0)
+    return make_video(size=(1920, 1080), fps=15, duration_s=32.0)
 
 
 def test_a_clip_that_takes_too_long_is_rejected_alone(film, large_film):
-    spec = ClipSpec(decode_limit_s=0.3, faces=45)
+    spec = ClipSpec(decode_limit_s=0.3, faces=45, window_s=32.0)  # some four times the limit
     with ClipDecoder(spec) as decoder:
         decoder.decode(sample(film), 0.5)
         queue = [sample(large_film, faces=""), sample(film)]

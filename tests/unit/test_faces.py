@@ -1,7 +1,5 @@
 """Face crops: given boxes, found faces, one person."""
 
-from pathlib import Path
-
 import av
 import cv2
 import numpy as np
@@ -11,11 +9,10 @@ from liser_dist.errors import SampleError, SpecError
 from liser_dist.faces import check_detector, crop_faces, crop_square, parse_boxes
 from liser_dist.records import Reason
 from liser_dist.spec import ClipSpec
+from tests.nets import face_net
+from tests.real import CLIPS, needs_clips
 
-CLIPS = Path(__file__).parents[3] / "shared" / "clips"
-MODELS = CLIPS.parent / "models"
 SPEC = ClipSpec(face_px=32)
-needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no real clips at {CLIPS}")
 
 
 def _frames(name: str, count: int = 8) -> np.ndarray:
@@ -129,8 +126,7 @@ def test_a_file_that_is_no_detector_is_refused_by_its_field(tmp_path):
         check_detector(ClipSpec(face_detector=str(file)))
 
 
-@pytest.mark.skipif(not MODELS.is_dir(), reason=f"no real models at {MODELS}")
-def test_another_net_than_a_detector_is_refused_by_its_field():
-    file = MODELS / "face_expression_faceapi.onnx"
+def test_another_net_than_a_detector_is_refused_by_its_field(tmp_path):
+    file = face_net(tmp_path / "classifier.onnx")
     with pytest.raises(SpecError, match=r"`clip.face_detector`.*cannot use"):
         check_detector(ClipSpec(face_detector=str(file)))

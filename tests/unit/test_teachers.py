@@ -42,8 +42,9 @@ from liser_dist.teacher_spec import (
     WaveformInput,
 )
 from liser_dist.teachers import ModelTeacher, describe_teacher, fold, load_teacher, map_names
+from tests.nets import face_net
+from tests.real import MODELS, needs_models
 
-MODELS = Path(__file__).parents[3] / "shared" / "models"
 CLIP = ClipSpec()
 LABELS = {"neu": "neutral", "hap": "happy", "ang": "angry", "sad": "sad"}
 KNOWN = (True, True, True, True, False, False)
@@ -468,7 +469,6 @@ GREY_FACE = OnnxTeacher(  # this net divides by 255 itself
 SPEECH = OnnxTeacher(
     model=str(MODELS / "speech_resemblyzer.onnx"), input=MelPowerInput(), embedding="embedding"
 )
-needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason=f"no real ONNX nets in {MODELS}")
 
 
 @needs_models
@@ -512,15 +512,15 @@ def test_the_real_speech_net_hears_mel_power_alike_in_any_company() -> None:
     assert np.linalg.norm(together[0].embedding.astype(np.float32)) == pytest.approx(1, abs=1e-2)
 
 
-@needs_models
 def test_onnx_files_and_specs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    refused(FACE.model_copy(update={"model": str(tmp_path / "no.onnx")}), "give the place of")
+    face = FACE.model_copy(update={"model": str(face_net(tmp_path / "face.onnx"))})
+    refused(face.model_copy(update={"model": str(tmp_path / "no.onnx")}), "give the place of")
     (tmp_path / "text.onnx").write_text("hello")
-    refused(FACE.model_copy(update={"model": str(tmp_path / "text.onnx")}), "not an ONNX file")
-    refused(FACE.model_copy(update={"logits": "scores"}), "scores", "probs, logits, embedding")
-    refused(FACE.model_copy(update={"names": ("a", "b")}), "`names` has 2", "have 7")
-    refused(FACE.model_copy(update={"input": WaveformInput()}), "does not take the `input`")
-    refused(FACE.model_copy(update={"labels": {"joy": "happy"}}), "'joy'", "it has neutral, happy")
+    refused(face.model_copy(update={"model": str(tmp_path / "text.onnx")}), "not an ONNX file")
+    refused(face.model_copy(update={"logits": "scores"}), "scores", "probs, logits, embedding")
+    refused(face.model_copy(update={"names": ("a", "b")}), "`names` has 2", "have 7")
+    refused(face.model_copy(update={"input": WaveformInput()}), "does not take the `input`")
+    refused(face.model_copy(update={"labels": {"joy": "happy"}}), "'joy'", "it has neutral, happy")
 
 
 # ---------------------------------------------------------------- a student as a teacher
