@@ -1,7 +1,8 @@
-"""One run, from its spec to its result: the order of the steps, and nothing else.
+"""One run, from a plan to its result: the order of the steps, and nothing else.
 
-1. `plan`   everything that can be wrong is found before Ray starts anything
-2. `run`    labelled clips through the pipeline, then training, then scores and files
+1. labelled clips through the pipeline    labelled.py
+2. training                               training.py
+3. scores and files                       scoring.py
 """
 
 from __future__ import annotations

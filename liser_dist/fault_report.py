@@ -8,10 +8,9 @@ damaged clips as good ones, and the memory of each kind of process.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -21,7 +20,7 @@ from liser_dist.damage import break_clips
 from liser_dist.errors import SpecError
 from liser_dist.faults import FAULTS, FaultRow, inject_faults
 from liser_dist.memory import MemoryRow, watch_memory
-from liser_dist.results import Record
+from liser_dist.results import write_rows
 from liser_dist.screen import console
 from liser_dist.spec import DistillSpec
 
@@ -45,17 +44,17 @@ def measure(spec: DistillSpec, folder: Path) -> bool:
     for name in FAULTS:
         with going_on(name, failed):
             rows += inject(spec, name, folder)
-        write(folder / "faults.json", rows)
+        write_rows(folder / "faults.json", rows)
     console.print(fault_table(rows))
     broken = [row.fault for row in rows if row.lost or row.twice or row.left_behind]
     with going_on("damage", failed):
         damage = break_clips(spec, folder / "damage", GOOD_CLIPS)
-        write(folder / "damage.json", [damage])
+        write_rows(folder / "damage.json", [damage])
         console.print(damage.model_dump_json(indent=1))
         broken += ["damage"] if damage.lost or damage.twice or damage.left_behind else []
     with going_on("memory", failed):
         memory = watch_memory(spec, folder / "memory")
-        write(folder / "memory.json", memory)
+        write_rows(folder / "memory.json", memory)
         console.print(memory_table(memory))
         broken += [f"memory of {row.kind}" for row in memory if row.growth > MEMORY_GROWTH]
     console.print(
@@ -72,10 +71,6 @@ def going_on(name: str, failed: list[str]) -> Iterator[None]:
     except (RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
         failed.append(name)
         logger.error("%s: no result: %s", name, error)
-
-
-def write(file: Path, rows: Iterable[Record]) -> None:
-    file.write_text(json.dumps([row.model_dump() for row in rows], indent=1))
 
 
 def inject(spec: DistillSpec, name: str, folder: Path) -> Iterator[FaultRow]:

@@ -22,13 +22,8 @@ import psutil
 import pyarrow.parquet as pq
 import yaml
 
-from liser_dist.checkpoints import (
-    load_checkpoint,
-)
-from liser_dist.committed import (
-    COMMITTED,
-    step_of,
-)
+from liser_dist.checkpoints import load_checkpoint
+from liser_dist.committed import COMMITTED, step_of
 from liser_dist.counting import COUNTS
 from liser_dist.flaky_s3 import FlakyS3
 from liser_dist.local_cluster import LocalCluster, wait_until

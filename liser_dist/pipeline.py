@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -37,9 +37,6 @@ from liser_dist.spec import DistillSpec
 from liser_dist.stages import Decode, Keeping, Teach, Windows
 from liser_dist.tables import to_examples, to_table
 from liser_dist.targets import StretchWriter, TargetStore, open_store
-
-if TYPE_CHECKING:
-    pass
 
 # Blocks are what Ray schedules, moves and splits: small ones keep the first batch near and the
 # object store empty, larger ones cost the scheduler less.

@@ -14,15 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from liser_dist.records import Example
 from liser_dist.schedule import PartVisit
-from liser_dist.tables import schema_of
+from liser_dist.tables import EXAMPLES
 from liser_dist.targets import BrokenPartError, Part, TargetStore
 
 logger = logging.getLogger(__name__)
 
 AHEAD = 2  # parts
-_SCHEMA = schema_of(Example)
 Rows = NDArray[np.int64]
 
 
@@ -48,7 +46,7 @@ class Rereader:
     def batches(self, epoch: Sequence[PartVisit]) -> Iterator[pa.Table]:
         """A table for each step of an epoch; of no rows where others alone have some."""
         clips = sum(len(visit.clips) for visit in epoch)
-        done, waiting = 0, _SCHEMA.empty_table()
+        done, waiting = 0, EXAMPLES.empty_table()
         steps: Rows = np.empty(0, np.int64)
         for until, of_part, table in self._read(epoch):
             waiting, steps = pa.concat_tables([waiting, table]), np.append(steps, of_part)
@@ -83,7 +81,7 @@ class Rereader:
 
     def _rows(self, visit: PartVisit, wanted: Rows) -> pa.Table:
         if not len(wanted):
-            return _SCHEMA.empty_table()
+            return EXAMPLES.empty_table()
         try:
             table = self._store.read(visit.part, wanted.tolist())
         except BrokenPartError as error:
@@ -92,6 +90,6 @@ class Rereader:
                     "a part of the target store is broken, its clips are taught again: %s: %s",
                     self._store.place_of(visit.part), error,
                 )  # fmt: skip
-            return _SCHEMA.empty_table()
+            return EXAMPLES.empty_table()
         column = table.schema.get_field_index("epoch")
         return table.set_column(column, "epoch", pa.array(np.full(len(table), visit.epoch)))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
 
 from liser_dist import storage
@@ -10,6 +14,11 @@ from liser_dist.runs import RESULT
 
 class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def write_rows(file: Path, rows: Iterable[Record]) -> None:
+    """Measurements, as a list in a JSON file."""
+    file.write_text(json.dumps([row.model_dump() for row in rows], indent=1))
 
 
 class ClipCounts(Record):

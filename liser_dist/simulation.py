@@ -23,7 +23,7 @@ from rich.table import Table
 
 from liser_dist.local_cluster import LocalCluster
 from liser_dist.records import Clip
-from liser_dist.results import Record
+from liser_dist.results import Record, write_rows
 from liser_dist.screen import console
 from liser_dist.spec import DistillSpec
 from liser_dist.tables import to_table
@@ -110,8 +110,6 @@ def simulate(spec: DistillSpec, gpu: str, gpus: int) -> SimulationRow:
 
 def measure(spec: DistillSpec, folder: Path) -> bool:
     """All sizes of all GPUs; returns whether the teachers were kept busy."""
-    import json
-
     rows: list[SimulationRow] = []
     for gpu, gpus in itertools.product(SECONDS_PER_CLIP, SIZES):
         place = folder / f"{gpu}-{gpus}"
@@ -125,8 +123,7 @@ def measure(spec: DistillSpec, folder: Path) -> bool:
             )  # fmt: skip
         rows.append(SimulationRow.model_validate_json((place / "row.json").read_text()))
         console.print(rows[-1].model_dump_json())
-        content = json.dumps([row.model_dump() for row in rows], indent=1)
-        (folder / "simulate.json").write_text(content)
+        write_rows(folder / "simulate.json", rows)
     console.print(table_of(rows))
     return all(row.teacher_busy >= BUSY for row in rows)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRIED_BEFORE = "when it was first tried"
-KEPT_AHEAD = 4  # stretches' rows on their way from a teacher to a writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,6 @@ class Teach:
         take_threads(spec.teachers, max(1, int(spec.resources.teacher_cpus)))
         self.spec, self.labelled, self.taught = spec, labelled, taught
         self.keeping, self.kept_alone = keeping, kept_alone
-        self.kept: deque[Any] = deque()  # answers of writers that are to come
         self.heard = _batcher(spec) if spec.targets.input == "log_mel" else None
         self.failure: LiserError | None = None
         try:
@@ -166,17 +163,20 @@ class Teach:
         return table.select(["key"]) if self.kept_alone else table
 
     def _keep(self, table: pa.Table, keeping: Keeping) -> None:
-        """Hands the rows to the writers; of those that are slow it waits for."""
-        for stretch, rows in stretches(table, self._view):
-            writer = keeping.writers[stable_hash(str(stretch)) % len(keeping.writers)]
-            self.kept.append(writer.add.remote(stretch, rows))
-        while len(self.kept) > KEPT_AHEAD:
-            try:
-                ray.get(self.kept.popleft())
-            except ray.exceptions.RayActorError:
-                logger.warning(
-                    "a writer of the target store was lost; what it held is taught again"
-                )
+        """Hands the rows to the writers, and waits until they have them.
+
+        So whoever has seen a row, and then asks the writers to finish, finds it in the store.
+        """
+        answers = [
+            keeping.writers[stable_hash(str(stretch)) % len(keeping.writers)].add.remote(
+                stretch, rows
+            )
+            for stretch, rows in stretches(table, self._view)
+        ]
+        try:
+            ray.get(answers)
+        except ray.exceptions.RayActorError:
+            logger.warning("a writer of the target store was lost; what it held is taught again")
 
     def _view(self, shard: str, epoch: int) -> str:
         assert self.keeping is not None

@@ -18,6 +18,9 @@ def schema_of(record: type[Provenance]) -> pa.Schema:
     )
 
 
+EXAMPLES = schema_of(Example)
+
+
 def to_table(records: Sequence[Provenance], kind: type[Provenance]) -> pa.Table:
     return pa.Table.from_pylist([record.to_row() for record in records], schema=schema_of(kind))
 

@@ -17,7 +17,7 @@ import json
 import logging
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -33,7 +33,7 @@ from liser_dist.fields import fingerprint
 from liser_dist.fingerprints import target_settings
 from liser_dist.records import Example
 from liser_dist.spec import DistillSpec
-from liser_dist.tables import schema_of, to_examples
+from liser_dist.tables import EXAMPLES, to_examples
 
 logger = logging.getLogger(__name__)
 
@@ -127,14 +127,11 @@ class TargetStore:
         ]
 
 
-_SCHEMA = schema_of(Example)
-
-
 def _read_groups(stream: IO[bytes], groups: Sequence[int]) -> pa.Table:
     """Raises BrokenPartError; what reading raises of storage passes through."""
     try:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
-        return file.read_row_groups(groups).cast(_SCHEMA)
+        return file.read_row_groups(groups).cast(EXAMPLES)
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:
         raise BrokenPartError(" ".join(str(error).split())[:200]) from error
 
@@ -210,8 +207,10 @@ class Stored:
 Stretch = tuple[str, str, int]  # shard, view, first clip
 
 
-def stretches(rows: pa.Table, view_of: Any) -> Iterator[tuple[Stretch, pa.Table]]:
-    """The rows of a batch by the stretch that they belong to."""
+def stretches(
+    rows: pa.Table, view_of: Callable[[str, int], str]
+) -> Iterator[tuple[Stretch, pa.Table]]:
+    """The rows of a batch by the stretch that they belong to; `view_of` a shard and an epoch."""
     places: dict[Stretch, list[int]] = defaultdict(list)
     columns = (rows[name].to_pylist() for name in ("shard", "epoch", "index"))
     for place, (shard, epoch, index) in enumerate(zip(*columns, strict=True)):
@@ -244,7 +243,7 @@ class _Unfinished:
 class StretchWriter:
     """Collects the rows of stretches, and writes each when it is complete.
 
-    A plain class; `pipeline.open_writers` makes it an actor. The first failure ends the writing:
+    A plain class; `pipeline.open_keeping` makes it an actor. The first failure ends the writing:
     a store that is full or gone is no reason to hold up the job.
     """
 

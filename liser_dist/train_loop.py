@@ -25,16 +25,9 @@ from torch import distributed as dist
 from liser_dist import storage
 from liser_dist.batches import Batcher
 from liser_dist.budget import require_within
-from liser_dist.checkpoints import (
-    Checkpoint,
-    CheckpointWriter,
-    load_checkpoint,
-    load_newest,
-)
+from liser_dist.checkpoints import Checkpoint, CheckpointWriter, load_checkpoint, load_newest
 from liser_dist.clock import Clock
-from liser_dist.committed import (
-    remove_later,
-)
+from liser_dist.committed import remove_later
 from liser_dist.counting import CountingLearner
 from liser_dist.curves import Curves
 from liser_dist.desk import Progress
@@ -164,7 +157,7 @@ class TrainLoop:
         if self.job.taught_before:
             return iter(())
         batches = ray.train.get_dataset_shard(STREAM).iter_batches(
-            batch_size=self._mine(self.spec.train.batch_size),
+            batch_size=self._share(self.spec.train.batch_size, self.rank),
             batch_format="pyarrow",
             prefetch_batches=2,
         )
@@ -175,15 +168,15 @@ class TrainLoop:
         store, batch = keeping.store, self.spec.train.batch_size
         stored = self._told_by_the_first(self._find_stored(keeping) if self.rank == 0 else None)
         assert stored is not None
-        share = self._mine(batch)
-        first = sum(batch // self.workers + (r < batch % self.workers) for r in range(self.rank))
+        share = self._share(batch, self.rank)
+        first = sum(self._share(batch, rank) for rank in range(self.rank))
         rereader = Rereader(store, batch, first, share, self._tell_broken)
         visits, ledger = self.job.visits, self.ledger
         for epoch in to_read(visits, ledger, store, stored, self.spec.deterministic):
             self._train_on(rereader.batches(epoch))
 
     def _find_stored(self, keeping: Keeping) -> Stored:
-        """A listing of the store; what was taught last may still be on its way into it."""
+        """A listing of the store, when all that was taught is written."""
         finish_keeping(keeping)
         return keeping.store.find()
 
@@ -215,9 +208,9 @@ class TrainLoop:
         self._after(step, look_for_notices=told[0].look_for_notices)
         return True
 
-    def _mine(self, rows: int) -> int:
-        """This worker's share of a count over all workers."""
-        return rows // self.workers + (self.rank < rows % self.workers)
+    def _share(self, rows: int, rank: int) -> int:
+        """A worker's share of a count over all workers."""
+        return rows // self.workers + (rank < rows % self.workers)
 
     def _next_rows(self, batches: Iterator[Any]) -> tuple[list[Example], LiserError | None]:
         """The next clips; or what the user has to mend, which ended the stream."""

@@ -1,7 +1,7 @@
 """Examples -> student: Ray Train's workers over the stream, until all of it is in the weights.
 
 When a worker or a node is lost, or their number changes, Ray starts the workers anew, and they go
-on from the newest checkpoint: `rest_of` makes the stream of what its ledger has not seen.
+on from the newest checkpoint: `streaming.rest_of` makes the stream of what its ledger has not seen.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def train_students(job: TrainJob, clips: Mapping[str, Sequence[Example]]) -> Sum
     Raises LiserError where the data or the spec are at fault.
     """
     with tempfile.TemporaryDirectory(prefix="liser-train-") as scratch:
-        job = replace(job, broken=ray.get(job.desk.take_broken.remote()))
-        job = replace(job, taught_before=not left_to_teach(job))
+        if job.keeping is not None:
+            job = replace(job, broken=ray.get(job.desk.take_broken.remote()))
+            job = replace(job, taught_before=not left_to_teach(job))
         config = {
             "job": job,
             "labelled": ray.put(clips.get("labelled", [])),

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from liser_dist.checkpoints import load_checkpoint
+from liser_dist.committed import list_checkpoints
 from liser_dist.flaky_s3 import FlakyS3
-from liser_dist.local_cluster import LocalCluster
+from liser_dist.local_cluster import LocalCluster, wait_until
 from liser_dist.shards import write_shards
 from tests.films import small_film
 from tests.real import SHARED
@@ -22,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # Before anything imports Ray, for it looks once: `ray start` asks for a token, and so do we.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+SLOW = {"speech": {"kind": "mock", "seconds_per_clip": 0.05}, "face": {"kind": "mock"}}
+COUNTING = {"kind": "counting"}
 # A job that fits two cores and needs no model.
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -70,6 +74,21 @@ def clips(films: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Labelled, validation and test shards, six clips each."""
+    places = {}
+    for number, name in enumerate(("labelled", "validation", "test")):
+        places[name] = str(tmp_path_factory.mktemp(name))
+        emotions = ("sad", "happy", "angry") * 2
+        samples = (
+            (f"{name}-{n}", small_film(100 * number + n), {"emotion": emotion, "speaker": name})
+            for n, emotion in enumerate(emotions)
+        )
+        write_shards(samples, places[name], clips_per_shard=6)
+    return places
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(s3: dict[str, str]) -> Iterator[dict[str, str]]:
     """A Ray with one logical GPU, in the folder that pytest runs in; what reaches it."""
     # The nodes know the S3 server's key, as by a role.
@@ -101,7 +120,12 @@ class Finished:
         return load_checkpoint(self.result["checkpoint"]).ledger
 
 
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
 Job = Callable[..., Finished]
+Kill = Callable[..., Path]
 
 
 @pytest.fixture
@@ -126,6 +150,27 @@ def job(ray_cluster: dict[str, str], write_spec: Callable[..., Path]) -> Job:
                 command, env=ray_cluster, capture_output=True, text=True, timeout=240, check=False
             )
         )
+
+    return run
+
+
+@pytest.fixture
+def killed(ray_cluster: dict[str, str], write_spec: Callable[..., Path], tmp_path: Path) -> Kill:
+    """Submits a job and kills its driver when some steps were kept; the place of its run."""
+
+    def run(**change: Any) -> Path:
+        spec = write_spec(**change)
+        place = tmp_path / "runs" / "small" / "001"
+        command = [sys.executable, ROOT / "jobs" / "distill.py", spec]
+        with (tmp_path / "killed.log").open("w") as log:
+            driver = subprocess.Popen(command, env=ray_cluster, stdout=log, stderr=log)
+            try:
+                wait_until(lambda: len(list_checkpoints(str(place))) > 2, 120, "checkpoints")
+            finally:
+                driver.kill()
+                driver.wait()
+        assert not (place / "result.json").exists(), (tmp_path / "killed.log").read_text()
+        return place
 
     return run
 

@@ -10,14 +10,9 @@ import ray
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
 from liser_dist import planning
-from liser_dist.checkpoints import (
-    Checkpoint,
-    pack_checkpoint,
-)
+from liser_dist.checkpoints import Checkpoint, pack_checkpoint
 from liser_dist.command import read_spec
-from liser_dist.committed import (
-    write_checkpoint,
-)
+from liser_dist.committed import write_checkpoint
 from liser_dist.errors import LiserError
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Ledger

@@ -6,32 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from liser_dist.shards import write_shards
-from tests.films import small_film
-from tests.integration.conftest import BIN, ROOT, Finished, Job
+from tests.integration.conftest import BIN, ROOT, Finished, Job, same
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Labelled, validation and test shards, six clips each."""
-    places = {}
-    for number, name in enumerate(("labelled", "validation", "test")):
-        places[name] = str(tmp_path_factory.mktemp(name))
-        emotions = ("sad", "happy", "angry") * 2
-        samples = (
-            (f"{name}-{n}", small_film(100 * number + n), {"emotion": emotion, "speaker": name})
-            for n, emotion in enumerate(emotions)
-        )
-        write_shards(samples, places[name], clips_per_shard=6)
-    return places
 
 
 def test_a_job_ends_with_a_result_that_accounts_for_every_clip(

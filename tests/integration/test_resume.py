@@ -1,52 +1,18 @@
 """A job whose driver was killed goes on when it is submitted again, or says why it does not."""
 
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from liser_dist.checkpoints import (
-    load_checkpoint,
-)
-from liser_dist.committed import (
-    list_checkpoints,
-)
-from liser_dist.local_cluster import wait_until
+from liser_dist.checkpoints import load_checkpoint
+from liser_dist.committed import list_checkpoints
 from liser_dist.shards import write_shards
 from tests.films import small_film
-from tests.integration.conftest import ROOT, Job
-from tests.integration.test_distill import same
+from tests.integration.conftest import COUNTING, SLOW, Job, Kill, same
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-SLOW = {"speech": {"kind": "mock", "seconds_per_clip": 0.05}, "face": {"kind": "mock"}}
-COUNTING = {"kind": "counting"}
-Kill = Callable[..., Path]
-
-
-@pytest.fixture
-def killed(ray_cluster: dict[str, str], write_spec: Callable[..., Path], tmp_path: Path) -> Kill:
-    """Submits a job and kills its driver when some steps were kept; the place of its run."""
-
-    def run(**change: Any) -> Path:
-        spec = write_spec(**change)
-        place = tmp_path / "runs" / "small" / "001"
-        command = [sys.executable, ROOT / "jobs" / "distill.py", spec]
-        with (tmp_path / "killed.log").open("w") as log:
-            driver = subprocess.Popen(command, env=ray_cluster, stdout=log, stderr=log)
-            try:
-                wait_until(lambda: len(list_checkpoints(str(place))) > 2, 120, "checkpoints")
-            finally:
-                driver.kill()
-                driver.wait()
-        assert not (place / "result.json").exists(), (tmp_path / "killed.log").read_text()
-        return place
-
-    return run
 
 
 def keeping(**train: Any) -> dict[str, Any]:

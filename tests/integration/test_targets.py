@@ -5,11 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Job
-from tests.integration.test_distill import labelled, same
-from tests.integration.test_resume import COUNTING, SLOW, Kill, killed
-
-__all__ = ["killed", "labelled"]
+from tests.integration.conftest import COUNTING, SLOW, Job, Kill, same
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -10,17 +10,8 @@ import pytest
 import torch
 
 from liser_dist import storage
-from liser_dist.checkpoints import (
-    Checkpoint,
-    CheckpointWriter,
-    load_checkpoint,
-    load_newest,
-)
-from liser_dist.committed import (
-    list_checkpoints,
-    remove_later,
-    step_of,
-)
+from liser_dist.checkpoints import Checkpoint, CheckpointWriter, load_checkpoint, load_newest
+from liser_dist.committed import list_checkpoints, remove_later, step_of
 from liser_dist.errors import CheckpointError, StorageError
 from liser_dist.ledger import Ledger
 from liser_dist.records import Provenance, Reason

@@ -331,7 +331,7 @@ def large_film() -> bytes:
 
 
 def test_a_clip_that_takes_too_long_is_rejected_alone(film, large_film):
-    spec = ClipSpec(decode_limit_s=0.3, faces=45, window_s=32.0)  # some four times the limit
+    spec = ClipSpec(decode_limit_s=0.3, faces=45, window_s=32.0)  # nearly three times the limit
     with ClipDecoder(spec) as decoder:
         decoder.decode(sample(film), 0.5)
         queue = [sample(large_film, faces=""), sample(film)]

@@ -17,13 +17,8 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from liser_dist.checkpoints import (
-    Checkpoint,
-    pack_checkpoint,
-)
-from liser_dist.committed import (
-    write_checkpoint,
-)
+from liser_dist.checkpoints import Checkpoint, pack_checkpoint
+from liser_dist.committed import write_checkpoint
 from liser_dist.errors import TeacherError
 from liser_dist.fields import EMOTIONS
 from liser_dist.huggingface_model import Answer, HuggingFaceModel
