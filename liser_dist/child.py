@@ -23,6 +23,8 @@ from typing import Any
 
 from liser_dist.allocation import keep_freed_memory
 
+NICE = 5  # what the child makes can wait for whoever uses it, on the same cores
+
 
 class ChildProcess(context.ForkServerProcess):
     """A process that does not load its parent's main module.
@@ -103,6 +105,7 @@ def enter_child(limit_bytes: int) -> None:
         limit_bytes: how much memory it may allocate beside what it has; malloc fails beyond.
     """
     _end_with_parent()
+    os.nice(NICE)
     # Not RLIMIT_AS: the libraries reserve gigabytes of address space that they never touch.
     limit_bytes += _data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))

@@ -67,13 +67,16 @@ def decode_clip(sample: Sample, spec: ClipSpec, start_share: float) -> Clip:
     wanted: Times = start_s + (np.arange(spec.faces, dtype=np.float64) + 0.5) * (
         length_s / spec.faces
     )
-    frames = _read_frames(sample.video, reader, header, shown, wanted)
-    faces, has_face = crop_faces(frames, wanted, boxes, spec)
+    if spec.frames == "keyframes":
+        wanted = _nearest_key_frames(reader, shown, wanted)
+    times, copies = np.unique(wanted, return_inverse=True)
+    frames = _read_frames(sample.video, reader, header, shown, times)
+    faces, has_face = crop_faces(frames, times, boxes, spec)
     return Clip(
         **sample.provenance(),
         waveform=waveform,
-        faces=faces,
-        has_face=has_face,
+        faces=faces[copies],
+        has_face=has_face[copies],
         emotion=sample.emotion,
         speaker=sample.speaker,
     )
@@ -215,6 +218,14 @@ def _cut_sound(
     count = round(length_s * spec.sample_rate_hz)
     heard = pcm[max(0, first) : max(0, first + count)]
     return np.concatenate([np.zeros(min(count, max(0, -first)), np.int16), heard])
+
+
+def _nearest_key_frames(reader: Any, shown: NDArray[np.float64], wanted: Times) -> Times:
+    """When the key frame is shown that is nearest to each time wanted."""
+    with _failing_as(Reason.UNREADABLE):
+        keys = shown[reader.get_key_indices(), 0]
+    nearest: Times = keys[np.abs(keys - wanted[:, None]).argmin(axis=1)]
+    return nearest
 
 
 def _read_frames(

@@ -45,6 +45,8 @@ DECODE_ROWS = 16
 READ_BYTES = 4 * 2**20
 IN_FLIGHT_BYTES = 32 * 2**20  # in the object store, for each actor of the pipeline
 TEACHERS_PER_WRITER = 8
+# Of a teacher on a GPU: what Ray spends on a task, and 0.1 s until the next, count there.
+BATCHES_A_TASK = 4
 
 
 def open_desk() -> Any:
@@ -119,6 +121,8 @@ def set_context(spec: DistillSpec) -> None:
     context.print_on_execution_start = False
     context.execution_options = execution_options(spec)
     context.custom_execution_callback_classes = [ForgetBlocks]
+    # A teacher that is loaded stays: Ray would end one as soon as it has little to do.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
 
 
 def decode_samples(
@@ -156,10 +160,11 @@ def decode_samples(
 
 def teach_clips(clips: Dataset, spec: DistillSpec, **how: Any) -> Dataset:
     """Rows of Example from rows of Clip; `how`: see `Teach`."""
+    batches = BATCHES_A_TASK if spec.resources.teacher_gpus else 1
     return clips.map_batches(
         Teach,
         fn_constructor_kwargs={"spec": spec, **how},
-        batch_size=spec.teachers.batch_size,
+        batch_size=batches * spec.teachers.batch_size,
         batch_format="pyarrow",
         num_cpus=spec.resources.teacher_cpus,
         num_gpus=spec.resources.teacher_gpus or None,

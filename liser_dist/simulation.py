@@ -35,8 +35,10 @@ SECONDS_PER_CLIP = {"L4": 0.0068, "H100": 0.00083}
 SIZES = (1, 8, 64)
 LOGICAL_CPUS = 4  # Ray starts a process for each, which does nothing but start
 SECONDS = 60.0  # of work for all teachers
-ROWS_A_TASK = 1024
-STEADY = (0.5, 0.95)  # of the clips: by then all teachers are there
+# What a teacher takes at once: some 0.2 s of work, for Ray Data hands out tasks 8 times a second.
+BATCH = {"L4": 32, "H100": 256}
+HANDED_OUT = 16  # a decoder's blocks for each task, for it stands for many decoders
+STEADY = (0.4, 0.8)  # of the clips: all teachers are there, and none has run out of them
 BUSY = 0.95
 
 
@@ -66,7 +68,7 @@ class Pace:
         self.table = to_table(clips, Clip)
 
     def __call__(self, _batch: Any) -> Iterator[Any]:
-        for _ in range(ROWS_A_TASK // len(self.table)):
+        for _ in range(HANDED_OUT):
             yield self.table
 
 
@@ -79,10 +81,16 @@ def simulate(spec: DistillSpec, gpu: str, gpus: int) -> SimulationRow:
     cluster.find_cluster()
     pipeline.set_context(spec)
     seconds = SECONDS_PER_CLIP[gpu]
-    tasks = int(-(-SECONDS * gpus / seconds // ROWS_A_TASK))
-    ready = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
+    rows = pipeline.BATCHES_A_TASK * spec.teachers.batch_size
+    block_bytes = Pace(spec, rows).table.nbytes
+    context = ray.data.DataContext.get_current()
+    # A block for each of a teacher's tasks, where real clips would come in many.
+    context.target_min_block_size, context.target_max_block_size = 1, int(0.9 * block_bytes)
+    context._max_num_blocks_in_streaming_gen_buffer = HANDED_OUT
+    tasks = int(-(-SECONDS * gpus / seconds // (HANDED_OUT * rows)))
+    ready = ray.data.from_items([0] * tasks, override_num_blocks=tasks).map_batches(
         Pace,
-        fn_constructor_kwargs={"spec": spec, "rows": pipeline.DECODE_ROWS},
+        fn_constructor_kwargs={"spec": spec, "rows": rows},
         batch_size=1,
         num_cpus=spec.resources.decoder_cpus,
         compute=ray.data.ActorPoolStrategy(size=2),
@@ -131,7 +139,7 @@ def measure(spec: DistillSpec, folder: Path) -> bool:
 def sized(spec: DistillSpec, gpu: str, gpus: int) -> DistillSpec:
     content = spec.model_dump()
     mock = {"kind": "mock", "seconds_per_clip": SECONDS_PER_CLIP[gpu]}
-    content["teachers"] |= {"speech": mock, "face": None}
+    content["teachers"] |= {"speech": mock, "face": None, "batch_size": BATCH[gpu]}
     content["resources"] |= {"teachers": [gpus, gpus], "teacher_gpus": 1}
     return DistillSpec.model_validate(content)
 

@@ -51,6 +51,11 @@ class ClipSpec(Spec):
         0.0, description="reject clips with less speech than this (silero-vad); 0 = do not look"
     )
     faces: Count = Field(8, description="frames looked at, spread evenly over the window")
+    frames: Literal["uniform", "keyframes"] = Field(
+        "uniform",
+        description="those frames, or the key frame nearest to each: far cheaper to decode, and "
+        "few; web video has one in some seconds",
+    )
     face_px: Annotated[int, Field(ge=16, le=512)] = 112
     face_detector: str = Field(
         "haar", description="for clips without boxes: 'haar', or the path of a YuNet .onnx file"

@@ -153,7 +153,8 @@ class Teach:
             raise self.failure
         clips = [Clip.from_row(row, self.spec.clip.face_px) for row in rows.to_pylist()]
         # A target must not depend on the clips beside it, in a deterministic run to the last bit.
-        groups = [[clip] for clip in clips] if self.spec.deterministic else [clips]
+        size = 1 if self.spec.deterministic else self.spec.teachers.batch_size
+        groups = (clips[first : first + size] for first in range(0, len(clips), size))
         examples = [example for group in groups for example in self._teach(group)]
         if self.heard is not None:
             examples = [self.heard.with_mel(example) for example in examples]

@@ -6,14 +6,18 @@ Ray loads this in processes that need no torch, so nothing here may import it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+import ray.train
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, UserCallback
 from ray.train.backend import Backend, BackendConfig
 
 from liser_dist.pipeline import build_examples, ours_in
-from liser_dist.train_job import TrainJob, left_to_teach
+from liser_dist.train_job import STREAM, TrainJob, left_to_teach
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,29 @@ class WorkersJoinThemselves(BackendConfig):
 def rest_of(job: TrainJob) -> Dataset:
     """The stream of the clips that are to be taught: see `to_teach`."""
     return build_examples(job.spec, left_to_teach(job), job.desk, keeping=job.keeping)
+
+
+def open_stream(job: TrainJob) -> Iterator[pa.Table]:
+    """A worker's batches, the first of them asked for at once; none where the store has it all."""
+    if job.taught_before:
+        return iter(())
+    context = ray.train.get_context()
+    stream = ray.train.get_dataset_shard(STREAM).iter_batches(
+        batch_size=job.share(context.get_world_rank(), context.get_world_size()),
+        batch_format="pyarrow",
+        prefetch_batches=1,  # more would keep the first one waiting for them
+    )
+    batches = iter(stream)
+    thread = ThreadPoolExecutor(1)
+    first = thread.submit(next, batches, None)
+    thread.shutdown(wait=False)  # it ends with the first
+
+    def from_the_first() -> Iterator[pa.Table]:
+        if (batch := first.result()) is not None:
+            yield batch
+            yield from batches
+
+    return from_the_first()
 
 
 class UnevenSplit(DataConfig):

@@ -53,6 +53,11 @@ class TrainJob:
     def total_passes(self) -> int:
         return self.clips * self.spec.train.epochs
 
+    def share(self, rank: int, workers: int) -> int:
+        """A worker's clips of each step."""
+        clips = self.spec.train.batch_size
+        return clips // workers + (rank < clips % workers)
+
 
 def last_summary(run: str) -> Summary | None:
     """What the workers left that last came to the end of a run's stream, if any did."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -43,7 +42,7 @@ from liser_dist.schedule import to_read
 from liser_dist.stages import Keeping
 from liser_dist.tables import to_examples
 from liser_dist.targets import Part, Stored
-from liser_dist.train_job import STREAM, SUMMARY, Summary, TrainJob
+from liser_dist.train_job import SUMMARY, Summary, TrainJob
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,29 +66,19 @@ def make_learner(job: TrainJob, device: torch.device) -> Learner:
     return Learner(job.spec, torch.tensor(job.known), job.embeddings, device)
 
 
-def _started(batches: Iterator[T]) -> Iterator[T]:
-    """The same, the first of them asked for at once."""
-    first = ThreadPoolExecutor(1).submit(next, batches, None)
-
-    def from_the_first() -> Iterator[T]:
-        if (batch := first.result()) is not None:
-            yield batch
-            yield from batches
-
-    return from_the_first()
-
-
 class TrainLoop:
     """One worker's loop over its part of the stream."""
 
     def __init__(
-        self, job: TrainJob, labelled: Sequence[Example], validation: Sequence[Example]
+        self,
+        job: TrainJob,
+        stream: Iterator[Any],
+        labelled: Sequence[Example],
+        validation: Sequence[Example],
     ) -> None:
-        self.job, self.spec, self.labelled = job, job.spec, labelled
+        self.job, self.spec, self.stream, self.labelled = job, job.spec, stream, labelled
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        # Asked for first, so that the pipeline starts while the student is built.
-        self.stream = self._stream()
         self.learner = make_learner(job, ray.train.torch.get_device())
         self.batcher = Batcher.of(self.spec, job.embeddings, job.first_clips)
         self.validation = LabelledSet.of(validation, self.batcher) if validation else None
@@ -152,24 +141,13 @@ class TrainLoop:
         while self._step(batches):
             pass
 
-    def _stream(self) -> Iterator[Any]:
-        """What is taught meanwhile; nothing where the store has it all."""
-        if self.job.taught_before:
-            return iter(())
-        batches = ray.train.get_dataset_shard(STREAM).iter_batches(
-            batch_size=self._share(self.spec.train.batch_size, self.rank),
-            batch_format="pyarrow",
-            prefetch_batches=2,
-        )
-        return _started(iter(batches))
-
     def _train_on_stored(self, keeping: Keeping) -> None:
         """What an earlier epoch, or another run, has had taught."""
         store, batch = keeping.store, self.spec.train.batch_size
         stored = self._told_by_the_first(self._find_stored(keeping) if self.rank == 0 else None)
         assert stored is not None
-        share = self._share(batch, self.rank)
-        first = sum(self._share(batch, rank) for rank in range(self.rank))
+        share = self.job.share(self.rank, self.workers)
+        first = sum(self.job.share(rank, self.workers) for rank in range(self.rank))
         rereader = Rereader(store, batch, first, share, self._tell_broken)
         visits, ledger = self.job.visits, self.ledger
         for epoch in to_read(visits, ledger, store, stored, self.spec.deterministic):
@@ -207,10 +185,6 @@ class TrainLoop:
         require_within(self.spec.budget, self.ledger, at_the_end=False)
         self._after(step, look_for_notices=told[0].look_for_notices)
         return True
-
-    def _share(self, rows: int, rank: int) -> int:
-        """A worker's share of a count over all workers."""
-        return rows // self.workers + (rank < rows % self.workers)
 
     def _next_rows(self, batches: Iterator[Any]) -> tuple[list[Example], LiserError | None]:
         """The next clips; or what the user has to mend, which ended the stream."""

@@ -21,7 +21,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from liser_dist.elastic import ElasticTrainer
 from liser_dist.pipeline import execution_options, ours_in
 from liser_dist.records import Example
-from liser_dist.streaming import UnevenSplit, Watch, WorkersJoinThemselves, rest_of
+from liser_dist.streaming import UnevenSplit, Watch, WorkersJoinThemselves, open_stream, rest_of
 from liser_dist.train_job import STREAM, Summary, TrainJob, last_summary, left_to_teach
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,11 @@ def _trainer(job: TrainJob, config: dict[str, Any], scratch: str) -> DataParalle
 
 
 def _work(config: dict[str, Any]) -> None:
-    """The function that Ray Train runs in each worker: there alone torch is loaded."""
+    """The function that Ray Train runs in each worker: there alone torch is loaded.
+
+    Meanwhile the pipeline starts.
+    """
+    stream = open_stream(config["job"])
     from liser_dist.worker import work
 
-    work(config)
+    work(config, stream)

@@ -20,14 +20,15 @@ from liser_dist.train_job import TrainJob
 from liser_dist.train_loop import TrainLoop
 
 
-def work(config: dict[str, Any]) -> None:
+def work(config: dict[str, Any], stream: Iterator[Any]) -> None:
     """Runs in each worker, on its own part of the stream."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message).1900s")
     job: TrainJob = config["job"]
     torch.set_num_threads(max(1, int(job.spec.resources.worker_cpus)))
     torch.use_deterministic_algorithms(job.spec.deterministic, warn_only=True)
     with _joined(get_device()):
-        TrainLoop(job, ray.get(config["labelled"]), ray.get(config["validation"])).run()
+        labelled, validation = ray.get([config["labelled"], config["validation"]])
+        TrainLoop(job, stream, labelled, validation).run()
 
 
 @contextmanager

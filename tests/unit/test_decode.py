@@ -37,6 +37,7 @@ def make_video(
     video_from_s: float = 0.0,
     events_s: tuple[float, ...] = (1.0, 2.0, 3.0),
     hiss: float = 0.001,
+    gop: int | None = None,
 ) -> bytes:
     """A grey film whose left half is darker, with a white flash and a click at each event."""
     rate = 48000
@@ -44,6 +45,7 @@ def make_video(
     with av.open(file, "w", format=container) as output:
         video = output.add_stream(codecs[0], rate=fps, width=size[0], height=size[1])
         video.pix_fmt = "yuv420p"
+        video.gop_size = gop or video.gop_size
         sound = output.add_stream(codecs[1], rate=rate, layout="mono")
         packets = []
         for number in range(round(duration_s * fps)):
@@ -389,6 +391,23 @@ def test_frames_that_decord_cannot_get_come_by_another_way(film, monkeypatch):
 def test_boxes_hold_at_the_clips_own_times(film):
     clip = decode_clip(sample(film, faces="[[1.0, 0, 0, 24, 24]]"), SPEC, 0.0)
     assert clip.has_face.tolist() == [abs((i + 0.5) * 0.375 - 1.0) <= 0.5 for i in range(8)]
+
+
+def test_key_frames_stand_for_the_frames_around_them(monkeypatch):
+    # Bright at the key frames of a film that has one a second, and darker from one to the next.
+    video = make_video(gop=30, events_s=(0.0, 1.0, 2.0, 3.0))
+    seen: dict[str, np.ndarray] = {}
+
+    def crop_nothing(frames, times_s, boxes, spec):
+        seen.update(frames=frames, times_s=times_s)
+        return np.arange(len(frames))[:, None], np.ones(len(frames), np.bool_)
+
+    monkeypatch.setattr(liser_dist.decode, "crop_faces", crop_nothing)
+    spec = ClipSpec(frames="keyframes", faces=6, window_s=3.0)
+    clip = decode_clip(sample(video), spec, 0.0)
+    assert seen["times_s"] == pytest.approx([0.0, 1.0, 2.0, 3.0], abs=0.01)
+    assert (seen["frames"].mean(axis=(1, 2, 3)) > 128).all()
+    assert clip.faces[:, 0].tolist() == [0, 1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
