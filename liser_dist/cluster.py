@@ -122,6 +122,8 @@ def _quiet_ray() -> None:
 def find_cluster() -> Capacity:
     """The running cluster, connected to, when there is one; else what this machine has.
 
+    RAY_ADDRESS=local, as Ray reads it too: none that runs is wanted.
+
     Raises CapacityError when RAY_ADDRESS names a cluster that does not answer.
     """
     import ray
@@ -129,7 +131,7 @@ def find_cluster() -> Capacity:
     _quiet_ray()
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or _started_here()
-        if address is None:
+        if address in (None, "local"):
             return Capacity("this machine", ({"CPU": float(cpu_count()), "GPU": float(_gpus())},))
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)

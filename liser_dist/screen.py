@@ -33,9 +33,10 @@ console = Console(
 
 
 @contextmanager
-def counted(total: int) -> Iterator[Callable[[int], None]]:
+def counted(total: int, plain_every_s: float = PLAIN_EVERY_S) -> Iterator[Callable[[int], None]]:
     """Show how many of so many clips are done, of which the block is told; never backwards."""
     done, begun = 0, time.monotonic()
+    shown = begun
 
     def line() -> str:
         return f"{done}/{total} clips · {done / (time.monotonic() - begun):.0f} clips/s"
@@ -43,9 +44,12 @@ def counted(total: int) -> Iterator[Callable[[int], None]]:
     with console.status("starting the teachers") as status:
 
         def count(clips: int) -> None:
-            nonlocal done
+            nonlocal done, shown
             done += clips
             status.update(line())
+            if not console.is_terminal and time.monotonic() - shown > plain_every_s:
+                console.print(line())
+                shown = time.monotonic()
 
         yield count
     console.print(line())

@@ -110,7 +110,7 @@ def run_job(spec: DistillSpec, folder: Path, cluster: LocalCluster | None) -> Jo
     folder.mkdir(parents=True)
     spec = spec.model_copy(update={"output": str(folder / "runs")})
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
-    environment = cluster.environment if cluster else {**os.environ, "RAY_ADDRESS": ""}
+    environment = cluster.environment if cluster else {**os.environ, "RAY_ADDRESS": "local"}
     begun = time.time()
     with (folder / "log").open("w") as log:
         job = subprocess.Popen(
