@@ -17,6 +17,7 @@ from pathlib import Path
 
 from liser_dist.command import read_command, run_job
 from liser_dist.errors import SpecError
+from liser_dist.spec import DistillSpec
 
 SPECS = Path(__file__).parent / "specs"
 MEASURED_BY = {
@@ -31,7 +32,7 @@ def main() -> None:
     what, *arguments = sys.argv[1:] or [""]
     if what not in MEASURED_BY:
         raise SpecError(f"jobs/benchmark.py does not know {what!r}; give {', '.join(MEASURED_BY)}")
-    command = read_command(arguments, SPECS / f"{what}.yaml", ABOUT)
+    command = read_command(arguments, SPECS / f"{what}.yaml", ABOUT, DistillSpec)
     spec = command.spec.with_absolute_places()
     if command.check:
         print(spec.model_dump_json(indent=1))

@@ -24,7 +24,7 @@ COMPARED = ("labels_only", "speech_only", "face_only", "swapped_faces", "shuffle
 
 
 def main() -> None:
-    command = read_command(sys.argv[1:], DEFAULT, "The demo and its controls.")
+    command = read_command(sys.argv[1:], DEFAULT, "The demo and its controls.", DistillSpec)
     asked = command.spec
     from liser_dist import cluster, distillation, planning, screen  # heavy: see jobs/distill.py
 

@@ -12,12 +12,17 @@ import sys
 from pathlib import Path
 
 from liser_dist.command import read_command, run_job
+from liser_dist.spec import DistillSpec
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
+ABOUT = "Distil a student from unlabelled video."
+TEACH_ONLY = "--teach-only"
 
 
 def main() -> None:
-    command = read_command(sys.argv[1:], DEFAULT, "Distil a student from unlabelled video.")
+    command = read_command(
+        sys.argv[1:], DEFAULT, ABOUT, DistillSpec, {TEACH_ONLY: "fill `targets.store`; stop"}
+    )
     # Heavy: a mistake in the spec is told before, and a spawned child that loads this file
     # as its main module needs none of it.
     from liser_dist import cluster, distillation, planning, screen, teaching
@@ -26,7 +31,7 @@ def main() -> None:
     if command.check:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)
         return
-    if command.teach_only:
+    if TEACH_ONLY in command.flags:
         place = teaching.teach(plan)
         cluster.leave_ray()
         print(place, flush=True)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -27,32 +28,44 @@ from pydantic_settings import (
 )
 
 from liser_dist.errors import LiserError, SpecError
+from liser_dist.fields import Spec
 from liser_dist.spec import DistillSpec
 
 EXIT_USER_MISTAKE = 2
+S = TypeVar("S", bound=Spec)
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class Command(Generic[S]):
     """What the user asked for."""
 
-    spec: DistillSpec
+    spec: S
     check: bool
-    teach_only: bool
+    flags: frozenset[str]  # of those that the job knows
 
 
-def read_command(arguments: Sequence[str], default: Path, about: str) -> Command:
-    """The resolved spec of a command line. Raises SpecError; argparse itself exits with 2."""
+def read_command(
+    arguments: Sequence[str],
+    default: Path,
+    about: str,
+    kind: type[S],
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> Command[S]:
+    """The resolved spec of a command line. Raises SpecError; argparse itself exits with 2.
+
+    `flags`: what each does that this job knows beside `--check`.
+    """
     parser = argparse.ArgumentParser(
         description=about,
         allow_abbrev=False,
-        usage="%(prog)s [SPEC] [--check | --teach-only] [--FIELD VALUE ...]",
+        usage=f"%(prog)s [SPEC] [{' | '.join(['--check', *flags])}] [--FIELD VALUE ...]",
     )
     parser.add_argument("spec", nargs="?", type=Path, default=default, help="YAML file of the job")
     parser.add_argument("--check", action="store_true", help="print the spec and its needs; stop")
-    parser.add_argument("--teach-only", action="store_true", help="fill `targets.store`; stop")
+    for flag, does in flags.items():
+        parser.add_argument(flag, dest=flag, action="store_true", help=does)
 
-    class CommandLine(DistillSpec, BaseSettings):
+    class CommandLine(kind, BaseSettings):  # type: ignore[misc, valid-type]
         model_config = SettingsConfigDict(cli_avoid_json=True, cli_hide_none_type=True)
 
         @classmethod
@@ -69,10 +82,11 @@ def read_command(arguments: Sequence[str], default: Path, about: str) -> Command
     _require_mapping(parsed.spec)
     try:
         resolved = CommandLine()
-        spec = DistillSpec.model_validate(resolved.model_dump())
+        spec = kind.model_validate(resolved.model_dump())
     except ValidationError as error:
         raise SpecError(explain(error, parsed.spec)) from error
-    return Command(spec, parsed.check, parsed.teach_only)
+    given = frozenset(flag for flag in flags if vars(parsed)[flag])
+    return Command(spec, parsed.check, given)
 
 
 def read_spec(path: Path) -> DistillSpec:

@@ -15,7 +15,6 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,14 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from liser_dist.containers import (
+    failing_as,
+    moving_picture,
+    one_line,
+    open_container,
+    raise_memory_error,
+    upright,
+)
 from liser_dist.errors import SampleError
 from liser_dist.faces import Frames, crop_faces, parse_boxes
 from liser_dist.hiding import without
@@ -41,8 +48,6 @@ decord.logging.set_level(decord.logging.QUIET)
 Times = NDArray[np.float64]  # [n] seconds since the clip began
 
 MISSING_S = 0.3  # less than the header says by so much is a cut-off file; codec frames are shorter
-DETAIL_CHARACTERS = 200
-OUT_OF_MEMORY = ("bad_alloc", "Cannot allocate memory", "Insufficient memory")
 
 
 def decode_clip(sample: Sample, spec: ClipSpec, start_share: float) -> Clip:
@@ -102,8 +107,8 @@ def _read_header(video: bytes) -> _Header:
     """By PyAV, which no damaged file has crashed."""
     if not video:
         raise SampleError(Reason.EMPTY)
-    with _failing_as(Reason.UNREADABLE), _open(video) as container:
-        picture = _moving_picture(container)
+    with failing_as(Reason.UNREADABLE), open_container(io.BytesIO(video)) as container:
+        picture = moving_picture(container)
         sound = container.streams.best("audio")
         if picture is None:
             raise SampleError(Reason.NO_VIDEO)
@@ -122,18 +127,6 @@ def _read_header(video: bytes) -> _Header:
         )
 
 
-def _open(video: bytes) -> Any:
-    # Titles in other encodings than UTF-8 are no reason to refuse a file.
-    return av.open(io.BytesIO(video), metadata_errors="replace")
-
-
-def _moving_picture(container: Any) -> Any:
-    """The stream that Decord would decode, unless it is the cover of a sound file."""
-    stream = container.streams.best("video")
-    cover = av.stream.Disposition.attached_pic
-    return None if stream is None or stream.disposition & cover else stream
-
-
 def _start_s(stream: Any, clip_start_s: float) -> float:
     ticks = stream.start_time
     return 0.0 if ticks is None else float(ticks * stream.time_base) - clip_start_s
@@ -149,7 +142,7 @@ def _end_s(stream: Any, clip_start_s: float) -> float:
 
 def _read_sound(video: bytes, sample_rate_hz: int) -> NDArray[np.float32]:
     """The whole sound stream, mono, [samples] in -1..1, from its own start."""
-    with _failing_as(Reason.UNREADABLE):
+    with failing_as(Reason.UNREADABLE):
         reader = decord.AudioReader(io.BytesIO(video), sample_rate=sample_rate_hz, mono=True)
         # Its public way in builds a list of every sample's number: three times as slow.
         sound: NDArray[np.float32] = reader._array[0]
@@ -158,7 +151,7 @@ def _read_sound(video: bytes, sample_rate_hz: int) -> NDArray[np.float32]:
 
 def _index_frames(video: bytes, header: _Header) -> tuple[Any, NDArray[np.float64]]:
     """Decord's reader, and [frames, 2] when each frame appears and when it goes."""
-    with _failing_as(Reason.UNREADABLE):
+    with failing_as(Reason.UNREADABLE):
         reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
         times = reader.get_frame_timestamp(np.arange(len(reader)))
         # Decord counts from where the stream begins, which may be later than the clip does.
@@ -222,7 +215,7 @@ def _cut_sound(
 
 def _nearest_key_frames(reader: Any, shown: NDArray[np.float64], wanted: Times) -> Times:
     """When the key frame is shown that is nearest to each time wanted."""
-    with _failing_as(Reason.UNREADABLE):
+    with failing_as(Reason.UNREADABLE):
         keys = shown[reader.get_key_indices(), 0]
     nearest: Times = keys[np.abs(keys - wanted[:, None]).argmin(axis=1)]
     return nearest
@@ -235,7 +228,7 @@ def _read_frames(
     # Decord aborts where it gets no memory: see first whether there is enough for the frames, its
     # copy of them, and those that its decoder holds.
     np.empty(header.frame_bytes * (2 * len(wanted) + 16), np.uint8)
-    with _failing_as(Reason.UNREADABLE):
+    with failing_as(Reason.UNREADABLE):
         # Decord numbers frames that an edit list hides, but does not get them from the decoder:
         # all after them would come late by as many.
         if shown[:, 0].min() >= header.video_start_s - 1e-3:
@@ -245,19 +238,19 @@ def _read_frames(
                 return frames
             except Exception as error:
                 # As it does on some sound HEVC files.
-                _raise_memory_error(error)
+                raise_memory_error(error)
                 log.debug("Decord reads no frames (%s): by PyAV then", one_line(error))
         return _read_frames_by_av(video, wanted + header.start_s)
 
 
 def _read_frames_by_av(video: bytes, wanted: Times) -> Frames:
     """The same, for times on the container's own clock."""
-    with _open(video) as container:
+    with open_container(io.BytesIO(video)) as container:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1
         frames = (frame for frame in container.decode(stream) if frame.time is not None)
         picked = _pick_nearest(frames, wanted)
-        return np.stack([_upright(frame) for frame in picked])
+        return np.stack([upright(frame, frame.rotation) for frame in picked])
 
 
 def _pick_nearest(frames: Iterator[Any], wanted: Times) -> list[Any]:
@@ -274,35 +267,3 @@ def _pick_nearest(frames: Iterator[Any], wanted: Times) -> list[Any]:
             return picked
         last = frame
     return picked + [last] * (len(wanted) - len(picked))
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    picture = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
-
-
-# ---------------------------------------------------------------- failures
-
-
-@contextmanager
-def _failing_as(reason: Reason) -> Iterator[None]:
-    """The libraries' exceptions, which are of many types, as one SampleError."""
-    try:
-        yield
-    except (SampleError, MemoryError, ImportError):
-        raise
-    except Exception as error:
-        _raise_memory_error(error)
-        # Without its cause: some carry the whole file.
-        raise SampleError(reason, one_line(error)) from None
-
-
-def _raise_memory_error(error: Exception) -> None:
-    """Native code that gets no memory says so in its own words."""
-    if any(words in str(error) for words in OUT_OF_MEMORY):
-        raise MemoryError(one_line(error)) from None
-
-
-def one_line(error: object) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in str(error)[: 5 * DETAIL_CHARACTERS])
-    return " ".join(printable.split())[:DETAIL_CHARACTERS]

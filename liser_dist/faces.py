@@ -56,20 +56,30 @@ def parse_boxes(text: str) -> NDArray[np.float64] | None:
     return boxes
 
 
-def check_detector(spec: ClipSpec) -> None:
-    """Whether `face_detector` can be used at all, before a clip is decoded.
+def check_detector(detector: str, field: str) -> None:
+    """Whether it can be used at all, before a clip is decoded.
 
     Raises:
         SpecError: it is a path at which there is no YuNet model.
     """
-    if spec.face_detector == "haar":
+    if detector == "haar":
         return
-    if not Path(spec.face_detector).is_file():
+    if not Path(detector).is_file():
         raise SpecError(
-            f"`clip.face_detector` is {spec.face_detector!r}: no such file. Give 'haar', or the "
-            "path of a YuNet .onnx file that every node can read"
+            f"`{field}` is {detector!r}: no such file. Give 'haar', or the path of a YuNet .onnx "
+            "file that every node can read"
         )
-    _yunet(spec.face_detector)
+    _yunet(detector)
+
+
+def finder_of(frames: Frames, detector: str) -> Finder:
+    """How to look for faces in these frames. Raises SpecError where it cannot be loaded."""
+    return _haar_finder(frames) if detector == "haar" else _yunet_finder(frames, detector)
+
+
+def follow_face(find: Finder, frames: int, detector: str) -> list[Box | None]:
+    """The box of one person in each frame, None where it is not seen."""
+    return _follow(find, frames, 1.0, min(2, frames) if detector == "haar" else 1)
 
 
 def crop_faces(
@@ -88,10 +98,9 @@ def crop_faces(
     """
     if boxes is not None:
         track = _follow(_given(boxes, times_s, frames.shape[1:3]), len(frames), np.inf, 1)
-    elif spec.face_detector == "haar":
-        track = _follow(_haar_finder(frames), len(frames), 1.0, min(2, len(frames)))
     else:
-        track = _follow(_yunet_finder(frames, spec.face_detector), len(frames), 1.0, 1)
+        find = finder_of(frames, spec.face_detector)
+        track = follow_face(find, len(frames), spec.face_detector)
     crops = np.zeros((len(frames), spec.face_px, spec.face_px, 3), np.uint8)
     for crop, frame, box in zip(crops, frames, track, strict=True):
         if box is not None:
@@ -99,11 +108,13 @@ def crop_faces(
     return crops, np.array([box is not None for box in track], np.bool_)
 
 
-def crop_square(frame: NDArray[np.uint8], box: Box, px: int) -> NDArray[np.uint8]:
+def crop_square(
+    frame: NDArray[np.uint8], box: Box, px: int, margin: float = MARGIN
+) -> NDArray[np.uint8]:
     """The box with its margin as [px, px, 3]; what lies beyond the picture repeats its edge."""
     height, width = frame.shape[:2]
-    side = max(2, round(MARGIN * _side(box)))
-    left, top = (round(centre - side / 2) for centre in _centre(box))
+    side = max(2, round(margin * side_of(box)))
+    left, top = (round(centre - side / 2) for centre in centre_of(box))
     right, bottom = left + side, top + side
     inside = frame[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
     beyond = (max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width))
@@ -146,7 +157,7 @@ def _follow_from(find: Finder, start: int, frames: int, reach: float) -> list[Bo
 def _choose(found: list[Box], last: Box | None, reach: float) -> Box | None:
     """The largest face, or once somebody is followed, the nearest of about the same size."""
     if last is None:
-        return max(found, key=_side, default=None)
+        return max(found, key=side_of, default=None)
     followed = last
     found = [box for box in found if _distance(box, followed) <= reach]
     return min(found, key=lambda box: _distance(box, followed), default=None)
@@ -154,16 +165,16 @@ def _choose(found: list[Box], last: Box | None, reach: float) -> Box | None:
 
 def _distance(box: Box, other: Box) -> float:
     """Between two boxes, in sides of the other; a size twice or half as large is one side away."""
-    (x, y), (other_x, other_y) = _centre(box), _centre(other)
-    moved = float(np.hypot(x - other_x, y - other_y)) / _side(other)
-    return max(moved, abs(float(np.log2(_side(box) / _side(other)))))
+    (x, y), (other_x, other_y) = centre_of(box), centre_of(other)
+    moved = float(np.hypot(x - other_x, y - other_y)) / side_of(other)
+    return max(moved, abs(float(np.log2(side_of(box) / side_of(other)))))
 
 
-def _centre(box: Box) -> tuple[float, float]:
+def centre_of(box: Box) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def _side(box: Box) -> float:
+def side_of(box: Box) -> float:
     return max(box[2] - box[0], box[3] - box[1])
 
 
@@ -214,7 +225,7 @@ def _haar_finder(frames: Frames) -> Finder:
         frame = frames[number]
         height, width = frame.shape[:2]
         if last is not None:
-            side = _side(last)
+            side = side_of(last)
             near = _haar_detect(frame, _around(last, width, height), side / 1.6, 48 / side)
             if near:
                 return near
@@ -225,7 +236,7 @@ def _haar_finder(frames: Frames) -> Finder:
 
 
 def _around(box: Box, width: int, height: int) -> Box:
-    (x, y), reach = _centre(box), 1.1 * _side(box)
+    (x, y), reach = centre_of(box), 1.1 * side_of(box)
     return max(0.0, x - reach), max(0.0, y - reach), min(width, x + reach), min(height, y + reach)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -70,3 +72,27 @@ def fingerprint(settings: Any) -> str:
     """16 hex digits that follow from the settings alone."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def absolute_place(place: str) -> str:
+    """As every process can name it, wherever it runs."""
+    return place.rstrip("/") if "://" in place else str(Path(place).expanduser().absolute())
+
+
+def with_absolute_places(
+    settings: Any, places: Collection[str], files_or_names: Collection[str] = ()
+) -> Any:
+    """A spec's content with the fields of these names made absolute, at any depth.
+
+    `files_or_names`: those that name a file only where there is one; a hub's model, elsewhere.
+    """
+    if not isinstance(settings, dict):
+        return settings
+    changed = {}
+    for name, value in settings.items():
+        if isinstance(value, str) and "://" not in value:
+            path = Path(absolute_place(value))
+            if name in places or (name in files_or_names and path.exists()):
+                value = str(path)
+        changed[name] = with_absolute_places(value, places, files_or_names)
+    return changed

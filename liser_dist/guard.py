@@ -13,7 +13,8 @@ import cv2
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from liser_dist.child import ChildContext, enter_child
-from liser_dist.decode import decode_clip, one_line
+from liser_dist.containers import one_line
+from liser_dist.decode import decode_clip
 from liser_dist.errors import SampleError
 from liser_dist.faces import check_detector
 from liser_dist.records import Clip, Reason, Sample
@@ -54,7 +55,7 @@ class ClipDecoder:
     """
 
     def __init__(self, spec: ClipSpec, clips_per_child: int = CLIPS_PER_CHILD) -> None:
-        check_detector(spec)
+        check_detector(spec.face_detector, "clip.face_detector")
         self.children_lost = 0
         self._spec = spec
         self._clips_per_child = clips_per_child
@@ -146,8 +147,8 @@ class ClipDecoder:
         except ProcessExpired as error:
             self.children_lost += 1
             if abs(error.exitcode) in FROM_OUTSIDE:
-                raise _KilledError(_exit_words(error.exitcode)) from error
-            return _rejected(task.sample, Reason.CRASHED, _exit_words(error.exitcode))
+                raise _KilledError(exit_words(error.exitcode)) from error
+            return _rejected(task.sample, Reason.CRASHED, exit_words(error.exitcode))
         except TimeoutError:
             self.children_lost += 1
             if not task.clip.done():  # nor did pebble end it: the task was lost on its way
@@ -163,7 +164,7 @@ class ClipDecoder:
             broken.join()
 
 
-def _exit_words(code: int) -> str:
+def exit_words(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 

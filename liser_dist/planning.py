@@ -40,7 +40,7 @@ def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
     capacity = cluster.find_cluster()
     cluster.require_fit(spec, capacity)
     storage.require_writable(spec.output, "output")
-    check_detector(spec.clip)
+    check_detector(spec.clip.face_detector, "clip.face_detector")
     if spec.synthetic is not None and make_corpus:
         from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
 

@@ -37,6 +37,14 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"  # more memory than a clip may take
     SHARD_DAMAGED = "shard_damaged"  # the shard cannot be read from this clip on
     BAD_METADATA = "bad_metadata"  # the clip's JSON cannot be used
+    # At ingest only:
+    NO_FACE = "no_face"  # in too few of its frames
+    SMALL_FACE = "small_face"
+    OTHER_FACES = "other_faces"  # of like size, so that nobody knows who speaks
+    NOT_SPEAKING = "not_speaking"  # the mouth does not move with the sound
+    DUPLICATE = "duplicate"  # the same clip is there
+    CHANGED = "changed"  # the source was replaced while it was read
+    UNKNOWN_NAME = "unknown_name"  # of a labelled corpus: not as its files are named
 
 
 def stable_hash(key: str) -> int:

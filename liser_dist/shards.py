@@ -53,12 +53,15 @@ class ShardVisit:
 
 
 def find_shards(place: str, field: str) -> list[Shard]:
-    """The shards under a place, by name.
+    """The shards under a place, by name: as a complete index tells them, else as they are listed.
 
     Raises StorageError or ShardError, naming the spec's field, when there is none, or when the
     first is no tar, is cut off or holds no clip: then the place is wrong rather than one shard.
     """
     try:
+        if indexed := _shards_by_index(place):
+            _require_good(indexed[0], field)
+            return indexed
         files = storage.list_files(place)
     except StorageError as error:
         raise StorageError(f"`{field}`: {error}") from error
@@ -68,18 +71,30 @@ def find_shards(place: str, field: str) -> list[Shard]:
             f"`{field}`: no shard (*.tar) at {place}, where {len(files)} other files are; give the "
             "folder or prefix that holds WebDataset shards"
         )
-    first_clips = _require_good(tars[0], field)
+    shards = [Shard(tar.place, tar.size_bytes, tar.version, 0) for tar in tars]
+    first_clips = _require_good(shards[0], field)
     counts = _counts_by_index(files)
     per_byte = first_clips / tars[0].size_bytes
     return [
-        Shard(
-            tar.place, tar.size_bytes, tar.version, counts.get(tar.place) or _count(tar, per_byte)
-        )
-        for tar in tars
+        replace(shard, clips=counts.get(shard.place) or _count(shard, per_byte)) for shard in shards
     ]
 
 
-def _require_good(tar: storage.StoredFile, field: str) -> int:
+def _shards_by_index(place: str) -> list[Shard]:
+    """As the index of an ingest job tells them, without a listing; none where there is no such."""
+    try:
+        index = json.loads(storage.read_bytes(storage.join(place, INDEX)))
+        if not index["complete"]:
+            return []
+        return [
+            Shard(storage.join(place, e["url"]), e["bytes"], e["version"], e["nsamples"])
+            for e in index["shardlist"]
+        ]
+    except (StorageError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _require_good(tar: Shard, field: str) -> int:
     remedy = "give a folder whose shards are whole WebDataset tars with mp4 members"
     try:
         clips = sum(_video_of(members) is not None for members in _read_members(tar.place))
@@ -106,7 +121,7 @@ def _counts_by_index(files: Iterable[storage.StoredFile]) -> dict[str, int]:
     return counts
 
 
-def _count(tar: storage.StoredFile, clips_per_byte: float) -> int:
+def _count(tar: Shard, clips_per_byte: float) -> int:
     """Clips of a shard that no index counts: by its tar headers on disk, by its size on S3."""
     if storage.is_remote(tar.place):
         return max(1, round(tar.size_bytes * clips_per_byte))
@@ -285,19 +300,12 @@ def write_shards(
 
     The same samples give the same bytes.
     """
-    with without("torch"):
-        from webdataset.writer import TarWriter
-
     shardlist: list[dict[str, Any]] = []
     batch: list[tuple[str, bytes, dict[str, Any]]] = []
 
-    def flush(write: Callable[..., Any] = TarWriter) -> None:
+    def flush() -> None:
         name = f"{len(shardlist):06d}.tar"
-        content = io.BytesIO()
-        with write(content, mtime=0.0, user="", group="") as writer:
-            for key, video, facts in batch:
-                writer.write({"__key__": key, "mp4": video, "json": facts})
-        storage.write_bytes(storage.join(place, name), content.getvalue())
+        write_shard(batch, storage.join(place, name))
         shardlist.append({"url": name, "nsamples": len(batch)})
         batch.clear()
 
@@ -310,3 +318,16 @@ def write_shards(
     index = json.dumps({"shardlist": shardlist}, indent=1).encode()
     storage.write_bytes(storage.join(place, INDEX), index)
     return len(shardlist)
+
+
+def write_shard(samples: Iterable[tuple[str, bytes, dict[str, Any]]], place: str) -> int:
+    """Write (key, mp4 bytes, metadata) samples as one tar; returns its size in bytes."""
+    with without("torch"):
+        from webdataset.writer import TarWriter
+
+    content = io.BytesIO()
+    with TarWriter(content, mtime=0.0, user="", group="") as writer:
+        for key, video, facts in samples:
+            writer.write({"__key__": key, "mp4": video, "json": facts})
+    storage.write_bytes(place, content.getvalue())
+    return content.getbuffer().nbytes

@@ -6,7 +6,6 @@ A spec is one YAML file; any field can be given on the command line under its do
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +21,7 @@ from liser_dist.fields import (
     Spec,
     Weight,
     fingerprint,
+    with_absolute_places,
 )
 from liser_dist.synthetic import SyntheticSpec, fill_in_synthetic
 from liser_dist.teacher_spec import Comparison, TeachersSpec
@@ -318,7 +318,9 @@ class DistillSpec(Spec):
 
     def with_absolute_places(self) -> Self:
         """The same job, told so that every process finds what it names, wherever that runs."""
-        return type(self).model_validate(_absolute(self.model_dump()))
+        return type(self).model_validate(
+            with_absolute_places(self.model_dump(), _PLACES, _FILES_OR_NAMES)
+        )
 
     @property
     def counts_clips(self) -> bool:
@@ -333,16 +335,3 @@ class DistillSpec(Spec):
 
 _PLACES = ("unlabelled", "labelled", "validation", "test", "start_from", "output", "store")
 _FILES_OR_NAMES = ("model", "face_detector")  # a hub name, say, where no such file is
-
-
-def _absolute(settings: Any) -> Any:
-    if not isinstance(settings, dict):
-        return settings
-    changed = {}
-    for name, value in settings.items():
-        if isinstance(value, str) and "://" not in value:
-            path = Path(value).expanduser().absolute()
-            if name in _PLACES or (name in _FILES_OR_NAMES and path.exists()):
-                value = str(path)
-        changed[name] = _absolute(value)
-    return changed

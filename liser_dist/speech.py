@@ -35,18 +35,46 @@ def speech_s(waveform: NDArray[np.int16], sample_rate_hz: int) -> float:
 
 def _speech_probabilities(sound: NDArray[np.float32]) -> NDArray[np.float32]:
     """[samples at 16 kHz, -1..1] -> [frames of 32 ms], as the model's own loop would give them."""
-    session = _model()
-    count = -(-len(sound) // FRAME)
-    padded = np.zeros(CONTEXT + count * FRAME, np.float32)
-    padded[CONTEXT : CONTEXT + len(sound)] = sound
-    frames = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
-    hidden = cell = np.zeros((1, 1, 128), np.float32)
-    parts = [np.empty(0, np.float32)]
-    for first in range(0, count, FRAMES_AT_ONCE):
-        inputs = {"input": frames[first : first + FRAMES_AT_ONCE], "h": hidden, "c": cell}
-        part, hidden, cell = session.run(["speech_probs", "hn", "cn"], inputs)
-        parts.append(part)
-    return np.concatenate(parts, dtype=np.float32)
+    detector = SpeechDetector()
+    return np.concatenate([detector.hear(sound), detector.end()])
+
+
+class SpeechDetector:
+    """Hears a sound piece by piece, and says of each 32 ms how likely they are speech.
+
+    Raises:
+        ImportError: onnxruntime or silero-vad is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._session = _model()
+        self._hidden = self._cell = np.zeros((1, 1, 128), np.float32)
+        self._waiting = np.zeros(CONTEXT, np.float32)  # what no frame has had yet, and its context
+
+    def hear(self, sound: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[samples at 16 kHz, -1..1] -> [frames that are whole by now]."""
+        heard = np.concatenate([self._waiting, sound])
+        count = (len(heard) - CONTEXT) // FRAME
+        self._waiting = heard[count * FRAME :]
+        if not count:
+            return np.empty(0, np.float32)
+        frames = np.lib.stride_tricks.sliding_window_view(heard, CONTEXT + FRAME)[::FRAME]
+        return np.concatenate(
+            [
+                self._judge(frames[first : first + FRAMES_AT_ONCE])
+                for first in range(0, count, FRAMES_AT_ONCE)
+            ]
+        )
+
+    def end(self) -> NDArray[np.float32]:
+        """The last frame, filled up with silence, if there is something in it."""
+        rest = len(self._waiting) - CONTEXT
+        return self.hear(np.zeros(FRAME - rest, np.float32)) if rest else np.empty(0, np.float32)
+
+    def _judge(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = {"input": frames, "h": self._hidden, "c": self._cell}
+        said, self._hidden, self._cell = self._session.run(["speech_probs", "hn", "cn"], inputs)
+        return np.asarray(said, np.float32)
 
 
 def _at_model_rate(waveform: NDArray[np.int16], sample_rate_hz: int) -> NDArray[np.float32]:

@@ -32,6 +32,7 @@ from tenacity import (
 )
 
 from liser_dist.errors import MissingError, StorageError
+from liser_dist.fields import absolute_place
 
 READ_BLOCK_BYTES = 8 * 2**20
 # In the middle of a job a server may be restarted; at its start somebody waits for the answer.
@@ -78,7 +79,7 @@ def is_remote(place: str) -> bool:
 
 def resolve(place: str) -> str:
     """The place as every process can name it: absolute when it is on disk."""
-    return place.rstrip("/") if is_remote(place) else str(Path(place).expanduser().absolute())
+    return absolute_place(place)
 
 
 def join(place: str, *parts: str) -> str:

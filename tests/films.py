@@ -1,10 +1,17 @@
-"""Small real clips for tests."""
+"""Small real clips and films for tests."""
 
+import functools
 import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
+
+from liser_dist import drawing, synthesis
+from liser_dist.fields import EMOTIONS
 
 RATE = 16000
 
@@ -35,3 +42,109 @@ def small_film(seed: int, seconds: float = 1.2) -> bytes:
             output.mux(sound.encode(frame))
         output.mux(sound.encode(None))
     return file.getvalue()
+
+
+@functools.cache
+def _face() -> np.ndarray:
+    """[frames, 200, 200, 3] of a drawn face that the Haar detector finds, 8 a second."""
+    draw = np.random.default_rng(1)
+    person = synthesis.draw_person("face", draw)
+    voice, face = synthesis.draw_mood(person, EMOTIONS[1], 1.0, draw)
+    times_s = np.arange(40) / drawing.FRAMES_PER_S
+    syllables = synthesis.draw_syllables(person, voice, 5.0, draw)
+    opening = synthesis.loudness(syllables, voice, times_s)
+    frames, _ = drawing.draw_clip(person, face, opening, False, draw)
+    return np.stack([cv2.resize(frame, (200, 200)) for frame in frames])
+
+
+@functools.cache
+def _voice() -> np.ndarray:
+    """[samples] 5 s of a voice that silero-vad takes for speech, at 16 kHz, -1..1."""
+    draw = np.random.default_rng(2)
+    person = synthesis.draw_person("voice", draw)
+    voice, _ = synthesis.draw_mood(person, EMOTIONS[2], 1.0, draw)
+    syllables = synthesis.draw_syllables(person, voice, 5.0, draw)
+    sound = synthesis.record(synthesis.speak(person, voice, syllables, draw), False, draw)
+    return sound / 32768
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A shot of so many seconds: who is in the picture, whether somebody speaks."""
+
+    seconds: float
+    faces: int = 1
+    face_px: int = 200
+    speech: bool = True
+    shade: int = 90  # of the wall, which tells shots apart
+
+
+def talking_film(
+    scenes: Sequence[Scene],
+    container: str = "mp4",
+    codecs: tuple[str, str] = ("libx264", "aac"),
+    *,
+    from_s: float = 0.0,
+    events_s: Sequence[float] = (),
+    fps: int = 24,
+) -> bytes:
+    """A film of 480 x 240. At each event one white frame, and a click.
+
+    `from_s`: what its first time stamp says.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        video = output.add_stream(codecs[0], rate=fps, width=480, height=240)
+        video.pix_fmt = "yuv420p"
+        sound = output.add_stream(codecs[1], rate=48000, layout="mono")
+        packets = []
+        for number, picture in enumerate(_pictures(scenes, events_s, fps)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number + round(from_s * fps), Fraction(1, fps)
+            packets += video.encode(frame)
+        pcm = np.repeat(_sound(scenes, events_s), 3)
+        for first in range(0, len(pcm), 960):
+            frame = av.AudioFrame.from_ndarray(
+                (pcm[None, first : first + 960] * 32767).astype(np.int16),
+                format="s16",
+                layout="mono",
+            )
+            frame.sample_rate, frame.time_base = 48000, Fraction(1, 48000)
+            frame.pts = first + round(from_s * 48000)
+            packets += sound.encode(frame)
+        packets += video.encode(None) + sound.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
+    return file.getvalue()
+
+
+def _pictures(scenes: Sequence[Scene], events_s: Sequence[float], fps: int) -> Iterator[np.ndarray]:
+    number = 0
+    for scene in scenes:
+        for _ in range(round(scene.seconds * fps)):
+            time_s = number / fps
+            picture = np.full((240, 480, 3), scene.shade, np.uint8)
+            face = _face()[int(time_s * drawing.FRAMES_PER_S) % len(_face())]
+            for place in range(scene.faces):
+                px = scene.face_px
+                picture[20 : 20 + px, 20 + 230 * place : 20 + 230 * place + px] = cv2.resize(
+                    face, (px, px)
+                )
+            if any(abs(time_s - event_s) < 0.5 / fps for event_s in events_s):
+                picture[:] = 255
+            yield picture
+            number += 1
+
+
+def _sound(scenes: Sequence[Scene], events_s: Sequence[float]) -> np.ndarray:
+    random = np.random.default_rng(0)
+    parts = []
+    for scene in scenes:
+        length = round(scene.seconds * RATE)
+        parts.append(
+            np.resize(_voice(), length) if scene.speech else random.normal(size=length) / 1e4
+        )
+    pcm = np.concatenate(parts) * 0.6
+    for event_s in events_s:
+        pcm[round(event_s * RATE) :][:16] = 0.95
+    return pcm

@@ -176,9 +176,15 @@ def killed(ray_cluster: dict[str, str], write_spec: Callable[..., Path], tmp_pat
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real S3 server with a bucket; the environment that reaches it."""
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlakyS3]:
+    """A real S3 server with a bucket."""
     root = tmp_path_factory.mktemp("s3")
     (root / "bucket").mkdir()
     with FlakyS3(root) as server:
-        yield server.environment
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3(s3_server: FlakyS3) -> dict[str, str]:
+    """The environment that reaches it."""
+    return s3_server.environment

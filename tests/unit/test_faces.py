@@ -116,17 +116,17 @@ def test_of_two_faces_the_same_one_is_kept():
 
 def test_a_missing_detector_is_refused_by_its_field(tmp_path):
     with pytest.raises(SpecError, match=r"`clip.face_detector`.*no such file"):
-        check_detector(ClipSpec(face_detector=str(tmp_path / "yunet.onnx")))
+        check_detector(str(tmp_path / "yunet.onnx"), "clip.face_detector")
 
 
 def test_a_file_that_is_no_detector_is_refused_by_its_field(tmp_path):
     file = tmp_path / "yunet.onnx"
     file.write_bytes(b"not a model")
     with pytest.raises(SpecError, match=r"`clip.face_detector`.*cannot use"):
-        check_detector(ClipSpec(face_detector=str(file)))
+        check_detector(str(file), "clip.face_detector")
 
 
 def test_another_net_than_a_detector_is_refused_by_its_field(tmp_path):
     file = face_net(tmp_path / "classifier.onnx")
     with pytest.raises(SpecError, match=r"`clip.face_detector`.*cannot use"):
-        check_detector(ClipSpec(face_detector=str(file)))
+        check_detector(str(file), "clip.face_detector")

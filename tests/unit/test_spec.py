@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def read(file: Path, *arguments: str) -> DistillSpec:
-    return read_command([str(file), *arguments], Path("none"), "about").spec
+    return read_command([str(file), *arguments], Path("none"), "about", DistillSpec).spec
 
 
 def test_any_field_is_given_on_the_command_line_by_its_dotted_name(file: Path) -> None:
@@ -110,8 +110,10 @@ def test_reading_a_spec_loads_neither_torch_nor_ray() -> None:
 
 def test_the_embedded_spec_fills_in_shards_and_teachers() -> None:
     default = ROOT / "jobs" / "specs" / "demo.yaml"
-    one = read_command(["--seed", "1"], default, "about").spec
-    two = read_command(["--seed", "2", "--data.unlabelled", "mine"], default, "about").spec
+    one = read_command(["--seed", "1"], default, "about", DistillSpec).spec
+    two = read_command(
+        ["--seed", "2", "--data.unlabelled", "mine"], default, "about", DistillSpec
+    ).spec
     assert two.data.unlabelled == "mine"
     assert one.data.labelled != two.data.labelled  # another corpus for another seed
     assert one.teachers.speech is not None
@@ -120,9 +122,11 @@ def test_the_embedded_spec_fills_in_shards_and_teachers() -> None:
 
 def test_a_field_of_a_default_part_needs_no_kind() -> None:
     default = ROOT / "jobs" / "specs" / "demo.yaml"
-    spec = read_command(["--student.width", "16"], default, "about").spec
+    spec = read_command(["--student.width", "16"], default, "about", DistillSpec).spec
     assert (spec.student.kind, spec.student.width) == ("cnn", 16)
-    spec = read_command(["--teachers.speech.model", "/my/teacher"], default, "about").spec
+    spec = read_command(
+        ["--teachers.speech.model", "/my/teacher"], default, "about", DistillSpec
+    ).spec
     assert spec.teachers.speech is not None
     assert spec.teachers.speech.model == "/my/teacher"
 

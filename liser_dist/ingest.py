@@ -1,0 +1,215 @@
+"""Raw video -> clip shards, as Ray Data actors.
+
+1. sources that no manifest names, in groups           sources.py
+2. each group: its films, cut by a guarded child       cutter.py, film_clips.py
+3. clips that nobody else has, into shards; the manifest of the group, last
+4. the index of all
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from liser_dist import cluster, storage
+from liser_dist.cutter import FilmCutter
+from liser_dist.errors import CapacityError
+from liser_dist.faces import check_detector
+from liser_dist.fields import fingerprint
+from liser_dist.film_clips import Made, Outcome, Refused, Source, read_clips
+from liser_dist.ingest_spec import IngestSpec
+from liser_dist.pipeline import ours_in
+from liser_dist.records import Reason
+from liser_dist.shards import write_shard
+from liser_dist.sources import (
+    DoneSource,
+    Group,
+    RefusedPiece,
+    WrittenShard,
+    commit_group,
+    find_sources,
+    find_takes,
+    grouped,
+    left_to_do,
+    name_of_group,
+    read_group,
+    read_groups,
+    remove_leftovers,
+    write_index,
+)
+
+VERSION = 1  # goes up when the same settings come to mean other clips
+
+
+class Register:
+    """Which clips there are, so that each lands once. An actor, one a job."""
+
+    def __init__(self, owners: dict[str, str]) -> None:
+        """`owners`: of the digests that were committed, the group."""
+        self._owners = owners
+
+    def claim(self, group: str, digests: Sequence[str]) -> list[bool]:
+        """For each, whether this group has it now; asked twice, it says the same."""
+        return [self._owners.setdefault(digest, group) == group for digest in digests]
+
+
+def settings_of(spec: IngestSpec) -> dict[str, Any]:
+    """What the clips of a source follow from."""
+    chosen = spec.model_dump(mode="json", include={"kind", "cut", "face", "normalise"})
+    return {"version": VERSION, **chosen}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is there and what is new, and a job that was found to be sound."""
+
+    spec: IngestSpec
+    capacity: cluster.Capacity
+    sources: Sequence[Source]
+    left: Sequence[Source]
+    done: Mapping[str, Group]  # what was committed, by the group's name
+
+
+def plan(spec: IngestSpec) -> Plan:
+    """Check all that can be checked before a film is opened. Raises LiserError."""
+    spec = spec.with_absolute_places()
+    capacity = cluster.find_cluster()
+    cpus = spec.resources.worker_cpus
+    if not any(node.get("CPU", 0.0) >= cpus for node in capacity.nodes):
+        raise CapacityError(
+            f"`resources.worker_cpus` {cpus:g}: no node of {capacity.where} has so many; lower it"
+        )
+    check_detector(spec.face.detector, "face.detector")
+    sources = (
+        find_sources(spec.source) if spec.kind == "video" else find_takes(spec.source, spec.kind)
+    )
+    storage.require_writable(spec.output, "output")
+    done = read_groups(spec.output)
+    return Plan(spec, capacity, sources, left_to_do(sources, done), done)
+
+
+def ingest(job: Plan) -> Iterator[Group]:
+    """Work on all that is new; yields each group when it is committed, and writes the index last.
+
+    Raises LiserError.
+    """
+    spec, done = job.spec, dict(job.done)
+    remove_leftovers(spec.output, done)
+    owners = {digest: name for name, group in done.items() for digest in group.digests}
+    register = ray.remote(Register).options(num_cpus=0).remote(owners)
+    groups = list(grouped(job.left, spec.resources.workers[1]))
+    for name in _run(spec, groups, register) if groups else ():
+        done[name] = read_group(spec.output, name)
+        yield done[name]
+    write_index(spec.output, done, settings_of(spec))
+
+
+def _run(spec: IngestSpec, groups: list[list[Source]], register: Any) -> Iterator[str]:
+    """Names of the groups as they are committed."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    items = [{"sources": [asdict(source) for source in group]} for group in groups]
+    least, most = spec.resources.workers
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        IngestWorker,
+        fn_constructor_kwargs={"spec": spec, "register": register},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=spec.resources.worker_cpus,
+        compute=ActorPoolStrategy(min_size=min(least, len(items)), max_size=most),
+    )
+    try:
+        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from batch.column("group").to_pylist()
+    except ray.exceptions.RayError as error:
+        raise ours_in(error) from error
+
+
+class IngestWorker:
+    """Works on one group at a time, and commits it."""
+
+    def __init__(self, spec: IngestSpec, register: Any) -> None:
+        self._spec, self._register = spec, register
+        self._cutter = FilmCutter(spec)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        (row,) = rows.to_pylist()
+        sources = [Source(**source) for source in row["sources"]]
+        name = name_of_group(sources)
+        folder = Path(tempfile.mkdtemp(prefix="liser-ingest-"))
+        try:
+            commit_group(self._spec.output, name, self._work(name, sources, folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return pa.table({"group": [name]})
+
+    def _work(self, name: str, sources: Sequence[Source], folder: Path) -> Group:
+        outcomes = [self._cutter.cut(source, folder) for source in sources]
+        clips, again = self._once(name, outcomes)
+        shards = list(self._write(name, folder, clips))
+        pieces = [piece for outcome in outcomes for piece in outcome.refused]
+        return Group(
+            settings=fingerprint(settings_of(self._spec)),
+            sources=[
+                DoneSource(
+                    place=o.source.place, member=o.source.member, version=o.source.version, length_s=o.length_s,
+                    clips=len(o.clips),
+                )
+                for o in outcomes
+            ],
+            shards=shards,
+            refused=[RefusedPiece(**asdict(piece)) for piece in [*pieces, *again]],
+            digests=[clip.digest for clip in clips],
+        )  # fmt: skip
+
+    def _once(self, name: str, outcomes: Sequence[Outcome]) -> tuple[list[Made], list[Refused]]:
+        """The clips that land, and those that are there already."""
+        found = [(outcome.source, clip) for outcome in outcomes for clip in outcome.clips]
+        if self._spec.deduplicate == "off":
+            return [clip for _, clip in found], []
+        mine = ray.get(self._register.claim.remote(name, [clip.digest for _, clip in found]))
+        seen: set[str] = set()
+        clips, again = [], []
+        for (source, clip), is_mine in zip(found, mine, strict=True):
+            if is_mine and clip.digest not in seen:
+                seen.add(clip.digest)
+                clips.append(clip)
+            else:
+                end_s = round(clip.start_s + clip.length_s, 3)
+                again.append(Refused(source.place, clip.start_s, end_s, Reason.DUPLICATE, ""))
+        return clips, again
+
+    def _write(self, name: str, folder: Path, clips: Sequence[Made]) -> Iterator[WrittenShard]:
+        for number, batch in enumerate(self._filled(folder, clips)):
+            url = f"{name}-{number:04d}.tar"
+            place = storage.join(self._spec.output, url)
+            size_bytes = write_shard(read_clips(folder, batch), place)
+            yield WrittenShard(
+                url=url,
+                nsamples=len(batch),
+                bytes=size_bytes,
+                length_s=round(sum(clip.length_s for clip in batch), 3),
+                version=storage.version_of(place),
+            )
+
+    def _filled(self, folder: Path, clips: Sequence[Made]) -> Iterator[list[Made]]:
+        """Shards of about so many bytes."""
+        batch: list[Made] = []
+        size_bytes = 0
+        for clip in clips:
+            batch.append(clip)
+            size_bytes += (folder / f"{clip.key}.mp4").stat().st_size
+            if size_bytes >= self._spec.shard_bytes:
+                yield batch
+                batch, size_bytes = [], 0
+        if batch:
+            yield batch
