@@ -203,10 +203,10 @@ def _find(place: str) -> dict[str, dict[str, Any]]:
     found = files.find(path, detail=True)
     if not found and not files.exists(path):
         raise FileNotFoundError(path)
-    return {
-        files.unstrip_protocol(name) if is_remote(place) else name: info
-        for name, info in found.items()
-    }
+    if is_remote(place):
+        return {files.unstrip_protocol(name): info for name, info in found.items()}
+    # Of a link, a listing gives the link's own time, and a look at the file that of the file.
+    return {n: files.info(n) if info["islink"] else info for n, info in found.items()}
 
 
 def _require_bucket(files: AbstractFileSystem, place: str, path: str) -> None:

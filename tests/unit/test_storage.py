@@ -1,5 +1,6 @@
 """A file is written whole or not at all, and an error names the place and a remedy."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_a_version_is_that_of_the_list(tmp_path: Path) -> None:
     for missing in (storage.join(str(tmp_path), "missing"), str(tmp_path)):
         with pytest.raises(StorageError, match="not there"):
             storage.version_of(missing)
+
+
+def test_a_link_has_the_version_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "elsewhere" / "a.tar"
+    file.write_bytes(b"a")
+    os.utime(file, (1, 1))
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").symlink_to(file)
+    (found,) = storage.list_files(str(tmp_path / "shards"))
+    assert found.version == storage.version_of(found.place)
 
 
 def test_no_half_written_file_is_left_when_writing_fails(tmp_path: Path) -> None:
