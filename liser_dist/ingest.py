@@ -161,8 +161,8 @@ class IngestWorker:
             settings=fingerprint(settings_of(self._spec)),
             sources=[
                 DoneSource(
-                    place=o.source.place, member=o.source.member, version=o.source.version, length_s=o.length_s,
-                    clips=len(o.clips),
+                    place=o.source.place, member=o.source.member, version=o.source.version,
+                    length_s=o.length_s, clips=len(o.clips),
                 )
                 for o in outcomes
             ],

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import wave
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -148,3 +149,15 @@ def _sound(scenes: Sequence[Scene], events_s: Sequence[float]) -> np.ndarray:
     for event_s in events_s:
         pcm[round(event_s * RATE) :][:16] = 0.95
     return pcm
+
+
+def sound_file(seconds: float) -> bytes:
+    """A wav of somebody who speaks."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as output:
+        output.setnchannels(1)
+        output.setsampwidth(2)
+        output.setframerate(RATE)
+        sound = np.resize(_voice(), round(seconds * RATE)) * 0.6 * 32767
+        output.writeframes(sound.astype(np.int16).tobytes())
+    return file.getvalue()

@@ -18,6 +18,7 @@ from liser_dist.scanning import scan_film
 from liser_dist.spec import ClipSpec
 from tests.films import Scene, talking_film
 
+FACE, NORMALISE = FaceSpec(), NormaliseSpec()
 # One white frame hides the face: those are few.
 EVENTS_S = (2.0, 3.0, 4.0, 5.0)
 SOURCES = {
@@ -33,7 +34,7 @@ SOURCES = {
 }
 
 
-def clip_of(video: bytes, piece=(1.0, 6.0), face=FaceSpec(), normalise=NormaliseSpec()):
+def clip_of(video: bytes, piece=(1.0, 6.0), face=FACE, normalise=NORMALISE):
     with Film.opened(io.BytesIO(video)) as film:
         return make_clip(film, piece, face, normalise)
 
