@@ -10,7 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from liser_dist.errors import SampleError
+from liser_dist.errors import LiserError, SampleError
 from liser_dist.records import Reason
 
 DETAIL_CHARACTERS = 200
@@ -41,7 +41,7 @@ def failing_as(reason: Reason) -> Iterator[None]:
     """The libraries' exceptions, which are of many types, as one SampleError."""
     try:
         yield
-    except (SampleError, MemoryError, ImportError):
+    except (LiserError, MemoryError, ImportError):
         raise
     except Exception as error:
         raise_memory_error(error)

@@ -6,7 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from liser_dist.child import ChildContext, enter_child
 from liser_dist.containers import one_line
@@ -34,12 +34,7 @@ class FilmCutter:
         why = ""
         for _ in range(ATTEMPTS):
             try:
-                task = self._pool.schedule(
-                    _cut_or_refuse,
-                    args=(source, self._spec, folder),
-                    timeout=self._spec.limits.seconds,
-                )
-                outcome: Outcome = task.result()
+                outcome: Outcome = self._schedule(source, folder).result()
                 return outcome
             except ProcessExpired as error:
                 why = exit_words(error.exitcode)
@@ -48,11 +43,22 @@ class FilmCutter:
             except TimeoutError:
                 limit = f"not cut within {self._spec.limits.seconds:g} s"
                 return refused(source, Reason.TIMEOUT, limit)
-            except (BrokenProcessPool, RuntimeError) as error:  # pebble's words for a broken pool
+            except BrokenProcessPool as error:
                 why = one_line(error)
-                self.close()
-                self._pool = self._new_pool()
+                self._replace()
         return refused(source, Reason.CRASHED, why)
+
+    def _schedule(self, source: Source, folder: Path) -> ProcessFuture[Outcome]:
+        work = {"args": (source, self._spec, folder), "timeout": self._spec.limits.seconds}
+        try:
+            return self._pool.schedule(_cut_or_refuse, **work)
+        except RuntimeError:  # pebble's word for a pool that broke
+            self._replace()
+            return self._pool.schedule(_cut_or_refuse, **work)
+
+    def _replace(self) -> None:
+        self.close()
+        self._pool = self._new_pool()
 
     def close(self) -> None:
         self._pool.stop()

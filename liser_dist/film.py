@@ -69,11 +69,17 @@ class Film:
     @contextmanager
     def opened(cls, stream: IO[bytes], sound_alone: bool = False) -> Iterator[Self]:
         """From a stream that can be sought in. `sound_alone`: it need not have a picture."""
-        with failing_as(Reason.UNREADABLE), open_container(stream) as container:
+        with failing_as(Reason.UNREADABLE):
+            container = open_container(stream)
+        with container:
             yield cls(container, sound_alone)
 
     def play(self, start_s: float = 0.0, end_s: float = float("inf")) -> Iterator[Sound | Picture]:
         """Sound and pictures from about `start_s`, maybe earlier, until both are past `end_s`."""
+        with failing_as(Reason.UNREADABLE):
+            yield from self._play(start_s, end_s)
+
+    def _play(self, start_s: float, end_s: float) -> Iterator[Sound | Picture]:
         self._seek(start_s)
         resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
         streams = [stream for stream in (self._picture, self._sound) if stream is not None]
