@@ -125,7 +125,11 @@ class Film:
         return float("inf") if first is None else first.time - self._start_s
 
     def _decode(self, packet: Any, resampler: Any) -> Iterator[Sound | Picture]:
-        for frame in packet.decode():
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            return  # a moment of a long film: what is missing counts as silence, or as no picture
+        for frame in frames:
             if frame.time is None:
                 continue  # nobody knows where it belongs
             if packet.stream is self._picture:
