@@ -89,7 +89,7 @@ def crop_faces(
     if boxes is not None:
         track = _follow(_given(boxes, times_s, frames.shape[1:3]), len(frames), np.inf, 1)
     elif spec.face_detector == "haar":
-        track = _follow(_haar_finder(frames), len(frames), 1.0, min(2, len(frames)))
+        track = _follow(_haar_finder(frames), len(frames), 1.0, 2)
     else:
         track = _follow(_yunet_finder(frames, spec.face_detector), len(frames), 1.0, 1)
     crops = np.zeros((len(frames), spec.face_px, spec.face_px, 3), np.uint8)
