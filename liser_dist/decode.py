@@ -217,8 +217,8 @@ def _nearest_key_frames(reader: Any, shown: NDArray[np.float64], wanted: Times) 
     """When the key frame is shown that is nearest to each time wanted."""
     with failing_as(Reason.UNREADABLE):
         keys = shown[reader.get_key_indices(), 0]
-    nearest: Times = keys[np.abs(keys - wanted[:, None]).argmin(axis=1)]
-    return nearest
+        nearest: Times = keys[np.abs(keys - wanted[:, None]).argmin(axis=1)]
+        return nearest
 
 
 def _read_frames(

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 
-def face_net(file: Path) -> Path:
-    """An ONNX classifier of crops: `x` [n, 3, h, w] -> `probs` and `logits` [n, 7], `embedding`."""
+def face_net(file: Path, channels: int = 3) -> Path:
+    """An ONNX classifier of crops: `x` [n, channels, h, w] -> `probs`, `logits`, `embedding`."""
     draw = np.random.default_rng(0)
     weights = [
-        numpy_helper.from_array(draw.normal(size=(3, width)).astype(np.float32), name)
+        numpy_helper.from_array(
+            (0.1 * draw.normal(size=(channels, width))).astype(np.float32), name
+        )
         for name, width in (("to_logits", 7), ("to_embedding", 256))
     ]
     nodes = [
@@ -25,8 +27,26 @@ def face_net(file: Path) -> Path:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])
         for name, width in (("probs", 7), ("logits", 7), ("embedding", 256))
     ]
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, "h", "w"])
     graph = helper.make_graph(nodes, "face", [given], outputs, weights)
+    return _save(graph, file)
+
+
+def speech_net(file: Path) -> Path:
+    """An ONNX encoder of mel power: `x` [n, steps, 40] -> `embedding` [n, 256] of length 1."""
+    draw = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(draw.normal(size=(40, 256)).astype(np.float32), "weights")]
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["means"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["means", "weights"], ["wide"]),
+        helper.make_node("LpNormalization", ["wide"], ["embedding"], axis=1, p=2),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "steps", 40])
+    made = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 256])
+    return _save(helper.make_graph(nodes, "speech", [given], [made], weights), file)
+
+
+def _save(graph: GraphProto, file: Path) -> Path:
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), file)
     return file

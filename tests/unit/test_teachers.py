@@ -37,8 +37,7 @@ from liser_dist.teacher_spec import (
     WaveformInput,
 )
 from liser_dist.teachers import ModelTeacher, describe_teacher, fold, load_teacher, map_names
-from tests.nets import face_net
-from tests.real import MODELS, needs_models
+from tests.nets import face_net, speech_net
 
 CLIP = ClipSpec()
 LABELS = {"neu": "neutral", "hap": "happy", "ang": "angry", "sad": "sad"}
@@ -445,7 +444,7 @@ def test_an_answer_that_is_no_number_costs_that_clip_its_targets(
 # ---------------------------------------------------------------- ONNX
 
 FACE = OnnxTeacher(  # this net divides by 255 itself
-    model=str(MODELS / "face_expression_faceapi.onnx"),
+    model="face.onnx",
     input=ImageInput(size_px=112, mean=(122.782, 117.001, 104.298), scale=(1.0,)),
     names=("neutral", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
     logits="logits",
@@ -456,48 +455,49 @@ FACE = OnnxTeacher(  # this net divides by 255 itself
     },
 )
 GREY_FACE = OnnxTeacher(  # this net divides by 255 itself
-    model=str(MODELS / "face_fer_minixception.onnx"),
+    model="grey.onnx",
     input=ImageInput(size_px=64, channels="grey", mean=(127.5,), scale=(1 / 127.5,)),
     names=("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"),
     logits="logits",
 )
-SPEECH = OnnxTeacher(
-    model=str(MODELS / "speech_resemblyzer.onnx"), input=MelPowerInput(), embedding="embedding"
-)
+SPEECH = OnnxTeacher(model="speech.onnx", input=MelPowerInput(), embedding="embedding")
 
 
-@needs_models
-def test_the_real_face_net_is_normalised_as_it_was_trained() -> None:
+def at(spec: OnnxTeacher, file: Path) -> OnnxTeacher:
+    return spec.model_copy(update={"model": str(file)})
+
+
+def test_a_face_net_is_given_pixels_as_its_spec_says(tmp_path: Path) -> None:
     import onnxruntime
 
+    face = at(FACE, face_net(tmp_path / "face.onnx"))
     clip = make_clip(seen=(True, False, True))
     pixels = clip.faces[clip.has_face].transpose(0, 3, 1, 2).astype(np.float32)
     pixels -= np.array([122.782, 117.001, 104.298], np.float32).reshape(3, 1, 1)
-    session = onnxruntime.InferenceSession(FACE.model)
+    session = onnxruntime.InferenceSession(face.model)
     probs, embedding = session.run(["probs", "embedding"], {"x": pixels})
-    teacher = load_teacher(FACE, EMOTIONS, CLIP)
+    teacher = load_teacher(face, EMOTIONS, CLIP)
     [targets] = teacher.teach([clip])
     assert targets.kept == pytest.approx(1 - probs.mean(0)[6], abs=1e-4)
     expected = np.maximum(np.log(probs.mean(0)[:6]), -20)
     np.testing.assert_allclose(targets.logits, expected, atol=2e-2)
     np.testing.assert_allclose(targets.embedding, embedding.mean(0), rtol=2e-3, atol=2e-3)
-    assert describe_teacher(FACE, EMOTIONS, CLIP).embedding_dim == teacher.embedding_dim == 256
+    assert describe_teacher(face, EMOTIONS, CLIP).embedding_dim == teacher.embedding_dim == 256
 
 
-@needs_models
-def test_the_real_grey_face_net_maps_what_the_job_names_alike() -> None:
-    facts = describe_teacher(GREY_FACE, EMOTIONS, CLIP)
+def test_a_grey_face_net_maps_what_the_job_names_alike(tmp_path: Path) -> None:
+    grey = at(GREY_FACE, face_net(tmp_path / "grey.onnx", channels=1))
+    facts = describe_teacher(grey, EMOTIONS, CLIP)
     assert facts.known == (True, True, True, True, False, False)
-    [targets, none] = load_teacher(GREY_FACE, EMOTIONS, CLIP).teach(
+    [targets, none] = load_teacher(grey, EMOTIONS, CLIP).teach(
         [make_clip(), make_clip(seen=(False,))]
     )
     assert 0 < targets.kept < 1
     assert not none.given
 
 
-@needs_models
-def test_the_real_speech_net_hears_mel_power_alike_in_any_company() -> None:
-    teacher = load_teacher(SPEECH, EMOTIONS, CLIP)
+def test_a_speech_net_hears_mel_power_alike_in_any_company(tmp_path: Path) -> None:
+    teacher = load_teacher(at(SPEECH, speech_net(tmp_path / "speech.onnx")), EMOTIONS, CLIP)
     clips = [make_clip("a", 16000), make_clip("bb", 40000), make_clip("ccc", 16000)]
     together = teacher.teach(clips)
     for clip, targets in zip(clips, together, strict=True):
@@ -508,10 +508,10 @@ def test_the_real_speech_net_hears_mel_power_alike_in_any_company() -> None:
 
 
 def test_onnx_files_and_specs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    face = FACE.model_copy(update={"model": str(face_net(tmp_path / "face.onnx"))})
-    refused(face.model_copy(update={"model": str(tmp_path / "no.onnx")}), "give the place of")
+    face = at(FACE, face_net(tmp_path / "face.onnx"))
+    refused(at(FACE, tmp_path / "no.onnx"), "give the place of")
     (tmp_path / "text.onnx").write_text("hello")
-    refused(face.model_copy(update={"model": str(tmp_path / "text.onnx")}), "not an ONNX file")
+    refused(at(FACE, tmp_path / "text.onnx"), "not an ONNX file")
     refused(face.model_copy(update={"logits": "scores"}), "scores", "probs, logits, embedding")
     refused(face.model_copy(update={"names": ("a", "b")}), "`names` has 2", "have 7")
     refused(face.model_copy(update={"input": WaveformInput()}), "does not take the `input`")
