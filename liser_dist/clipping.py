@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,12 @@ from liser_dist.faces import (
 )
 from liser_dist.film import RATE_HZ, Film, Picture, Sound, join_sound
 from liser_dist.ingest_spec import FaceSpec, NormaliseSpec
+from liser_dist.likeness import Likeness, likeness_of
 from liser_dist.records import Reason
 from liser_dist.scanning import Span
 
 HEIGHT_PX = 480  # shorter side at which faces are followed and cut out
+WHOLE_CRF = 18  # x264's, where no difference is seen
 MARGIN = 1.8  # side of the square, in sides of the face: the student's job cuts closer
 STEADY_S = 0.4  # the square does not follow what a face does in less
 LOOK_AROUND = 4  # one frame of so many is searched for others: that costs most
@@ -48,57 +51,115 @@ class Clip:
     video: bytes
     facts: dict[str, Any]
     digest: str  # of its pictures and its sound
+    likeness: Likeness
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is looked at of a piece: the first frame of each 1/`frames_per_s`, small, at its own
+    time, and the sound from the first of them on, so that sound and pictures stay together."""
+
+    frames: Frames  # [n, height, width, 3]
+    times_s: NDArray[np.float64]  # [n], in the film
+    sound: NDArray[np.int16]  # [samples], RATE_HZ
+    scale: float  # a pixel of the film in pixels of these frames
+    shown_s: list[float]  # all frames, also those that are not looked at; none where all is black
+
+    @property
+    def start_s(self) -> float:
+        return float(self.times_s[0])
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + len(self.sound) / RATE_HZ
 
 
 def make_clip(
-    film: Film, piece: Span, face: FaceSpec, normalise: NormaliseSpec, anyhow: bool = False
+    film: Film, piece: Span, face: FaceSpec, normalise: NormaliseSpec | None, anyhow: bool = False
 ) -> Clip:
     """`anyhow`: whatever is seen in it, and also where nothing is: a black picture, then.
 
     Raises SampleError: the piece is no clip, and why.
     """
-    frames, times_s, sound = _read(film, piece, normalise, anyhow)
-    start_s = times_s[0]
-    find = finder_of(frames, face.detector)
-    track = follow_face(find, len(frames), face.detector)
-    scores = {} if anyhow else _judge(frames, find, track, face)
-    squares = _squares(track, frames.shape[1:3], normalise.frames_per_s)
-    crops = _cut_out(frames, squares, normalise.px)
-    boxes = [_within(*pair, normalise.px) for pair in zip(track, squares, strict=True)]
-    shown_s = times_s - start_s
-    encoding = Encoding(
-        math.ceil(normalise.frames_per_s), normalise.px, normalise.px, RATE_HZ, None,
-        {"preset": "veryfast", "crf": str(normalise.crf), "g": "1"},
-    )  # fmt: skip
+    wanted = normalise or NormaliseSpec()
+    look = _read(film, piece, wanted, anyhow)
+    find = finder_of(look.frames, face.detector)
+    track = follow_face(find, len(look.frames), face.detector)
+    scores = {} if anyhow else _judge(look.frames, find, track, face)
+    if normalise is None and look.shown_s:
+        video, faces = _whole(film, look), [_scaled(box, 1 / look.scale) for box in track]
+    else:
+        video, faces = _cropped(look, track, wanted)
+    height, width = (round(side / look.scale) for side in look.frames.shape[1:3])
     facts = {
-        "start_s": round(float(start_s), 3),
-        "end_s": round(float(start_s) + len(sound) / RATE_HZ, 3),
-        "faces": _rows(shown_s, boxes),
-        "source_size": [frames.shape[2], frames.shape[1]],
-        "source_faces": _rows(times_s, track),
+        "start_s": round(look.start_s, 3),
+        "end_s": round(look.end_s, 3),
+        "faces": _rows(look.times_s - look.start_s, faces),
+        "source_size": [width, height],
+        "source_faces": _rows(look.times_s, [_scaled(box, 1 / look.scale) for box in track]),
         "scores": scores,
     }
-    digest = hashlib.sha256(sound.tobytes() + crops.tobytes()).hexdigest()
-    return Clip(encode_film(crops, sound, encoding, shown_s.tolist()), facts, digest)
+    some_pixels = look.frames[:, ::8, ::8].tobytes()
+    digest = hashlib.sha256(look.sound.tobytes() + some_pixels).hexdigest()
+    return Clip(video, facts, digest, likeness_of(look.sound, RATE_HZ))
 
 
-def _read(
-    film: Film, piece: Span, normalise: NormaliseSpec, anyhow: bool
-) -> tuple[Frames, NDArray[np.float64], NDArray[np.int16]]:
-    """Frames [n, height, width, 3], when each is shown, and the sound from the first of them on.
+def _cropped(
+    look: _Look, track: list[Box | None], normalise: NormaliseSpec
+) -> tuple[bytes, list[Box | None]]:
+    """The face alone, as a film, and its boxes there."""
+    px = normalise.px
+    squares = _squares(track, look.frames.shape[1:3], normalise.frames_per_s)
+    encoding = Encoding(
+        math.ceil(normalise.frames_per_s), px, px, RATE_HZ, None,
+        {"preset": "veryfast", "crf": str(normalise.crf), "g": "1"},
+    )  # fmt: skip
+    crops = (
+        crop_square(frame, square, px, margin=1.0)
+        for frame, square in zip(look.frames, squares, strict=True)
+    )
+    shown_s = look.times_s - look.start_s
+    boxes = [_within(*pair, px) for pair in zip(track, squares, strict=True)]
+    return encode_film(crops, look.sound, encoding, shown_s.tolist()), boxes
 
-    The first frame of each 1/`frames_per_s`, at its own time: sound and pictures stay together.
-    """
+
+def _whole(film: Film, look: _Look) -> bytes:
+    """The whole picture, all its frames. Encoded anew, for a copy puts the sound off."""
+    first = next(_upright_frames(film, look.start_s, look.start_s))
+    height, width = first.shape[:2]
+    encoding = Encoding(
+        30, width, height, RATE_HZ, None, {"preset": "veryfast", "crf": str(WHOLE_CRF)}
+    )
+    frames = _upright_frames(film, look.start_s, look.shown_s[-1])
+    shown_s = [time_s - look.start_s for time_s in look.shown_s]
+    return encode_film(frames, look.sound, encoding, shown_s)
+
+
+def _upright_frames(film: Film, first_s: float, last_s: float) -> Iterator[NDArray[np.uint8]]:
+    """Those that are shown from the first to the last, of even sides, as x264 wants them."""
+    for shown in film.play(first_s, last_s):
+        if isinstance(shown, Picture) and first_s <= shown.time_s <= last_s:
+            frame = upright(shown.frame, shown.frame.rotation)
+            yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+
+
+def _read(film: Film, piece: Span, normalise: NormaliseSpec, anyhow: bool) -> _Look:
     (start_s, end_s), frames_per_s = piece, normalise.frames_per_s
     sounds: list[Sound] = []
     kept: list[NDArray[np.uint8]] = []
     times_s: list[float] = []
+    shown_s: list[float] = []
+    scale = 1.0
     for shown in film.play(start_s, end_s):
         if isinstance(shown, Sound):
             sounds.append(shown)
-        elif shown.time_s >= start_s + len(kept) / frames_per_s - 1e-6:
-            kept.append(_shrunk(shown))
+            continue
+        if shown.time_s >= start_s + len(kept) / frames_per_s - 1e-6:
+            scale = min(1.0, HEIGHT_PX / min(shown.frame.width, shown.frame.height))
+            kept.append(_shrunk(shown, scale))
             times_s.append(shown.time_s)
+        if times_s:
+            shown_s.append(shown.time_s)
     if not kept and anyhow and sounds:
         end_s = min(end_s, max(part.start_s + len(part.samples) / RATE_HZ for part in sounds))
         times_s = np.arange(start_s, end_s, 1 / frames_per_s).tolist()
@@ -107,12 +168,12 @@ def _read(
         raise SampleError(Reason.NO_VIDEO, "no frame in it")
     if len({frame.shape for frame in kept}) > 1:
         raise SampleError(Reason.UNREADABLE, "the picture changes its size in it")
-    return np.stack(kept), np.array(times_s), join_sound(sounds, times_s[0], end_s)
+    sound = join_sound(sounds, times_s[0], end_s)
+    return _Look(np.stack(kept), np.array(times_s), sound, scale, shown_s)
 
 
-def _shrunk(picture: Picture) -> NDArray[np.uint8]:
+def _shrunk(picture: Picture, scale: float) -> NDArray[np.uint8]:
     frame = picture.frame
-    scale = min(1.0, HEIGHT_PX / min(frame.width, frame.height))
     width, height = (max(2, 2 * round(scale * side / 2)) for side in (frame.width, frame.height))
     small = frame.reformat(width=width, height=height, format="rgb24")
     return upright(small, frame.rotation)
@@ -177,13 +238,11 @@ def _squares(track: list[Box | None], size: tuple[int, ...], frames_per_s: float
     return [(left, top, left + side, top + side) for left, top in corners.tolist()]
 
 
-def _cut_out(frames: Frames, squares: list[Box], px: int) -> Frames:
-    """[n, px, px, 3]"""
-    crops = [
-        crop_square(frame, square, px, margin=1.0)
-        for frame, square in zip(frames, squares, strict=True)
-    ]
-    return np.stack(crops)
+def _scaled(box: Box | None, scale: float) -> Box | None:
+    if box is None:
+        return None
+    x0, y0, x1, y1 = (scale * edge for edge in box)
+    return x0, y0, x1, y1
 
 
 def _within(box: Box | None, square: Box, px: int) -> Box | None:

@@ -37,7 +37,8 @@ def _off(given: Any) -> Any:
     return None if given is False or given == "off" else given
 
 
-PlaceOrOff = Annotated[Place | None, BeforeValidator(_off)]
+Off = BeforeValidator(_off)  # the field is None, then
+PlaceOrOff = Annotated[Place | None, Off]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]

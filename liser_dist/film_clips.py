@@ -36,7 +36,8 @@ class Made:
     key: str
     start_s: float
     length_s: float
-    digest: str
+    digest: str  # the same for the same clip
+    likeness: str  # hex, nearly the same for what sounds alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _keep(clip: Clip, source: Source, folder: Path, labels: Mapping[str, object]
     (folder / f"{key}.mp4").write_bytes(clip.video)
     (folder / f"{key}.json").write_text(json.dumps(facts))
     start_s, end_s = clip.facts["start_s"], clip.facts["end_s"]
-    return Made(key, start_s, end_s - start_s, clip.digest)
+    return Made(key, start_s, end_s - start_s, clip.digest, clip.likeness.tobytes().hex())
 
 
 def read_clips(

@@ -28,6 +28,7 @@ from liser_dist.film_clips import Made, Outcome, Refused, Source, read_clips
 from liser_dist.ingest_spec import IngestSpec
 from liser_dist.pipeline import ours_in
 from liser_dist.records import Reason
+from liser_dist.register import Register
 from liser_dist.shards import write_shard
 from liser_dist.sources import (
     DoneSource,
@@ -47,18 +48,6 @@ from liser_dist.sources import (
 )
 
 VERSION = 1  # goes up when the same settings come to mean other clips
-
-
-class Register:
-    """Which clips there are, so that each lands once. An actor, one a job."""
-
-    def __init__(self, owners: dict[str, str]) -> None:
-        """`owners`: of the digests that were committed, the group."""
-        self._owners = owners
-
-    def claim(self, group: str, digests: Sequence[str]) -> list[bool]:
-        """For each, whether this group has it now; asked twice, it says the same."""
-        return [self._owners.setdefault(digest, group) == group for digest in digests]
 
 
 def settings_of(spec: IngestSpec) -> dict[str, Any]:
@@ -103,8 +92,8 @@ def ingest(job: Plan) -> Iterator[Group]:
     """
     spec, done = job.spec, dict(job.done)
     remove_leftovers(spec.output, done)
-    owners = {digest: name for name, group in done.items() for digest in group.digests}
-    register = ray.remote(Register).options(num_cpus=0).remote(owners)
+    known = [(name, print_) for name, group in done.items() for print_ in group.fingerprints]
+    register = ray.remote(Register).options(num_cpus=0).remote(known, spec.deduplicate)
     groups = list(grouped(job.left, spec.resources.workers[1]))
     for name in _run(spec, groups, register) if groups else ():
         done[name] = read_group(spec.output, name)
@@ -168,24 +157,24 @@ class IngestWorker:
             ],
             shards=shards,
             refused=[RefusedPiece(**asdict(piece)) for piece in [*pieces, *again]],
-            digests=[clip.digest for clip in clips],
+            fingerprints=[(clip.digest, clip.likeness) for clip in clips],
         )  # fmt: skip
 
     def _once(self, name: str, outcomes: Sequence[Outcome]) -> tuple[list[Made], list[Refused]]:
         """The clips that land, and those that are there already."""
         found = [(outcome.source, clip) for outcome in outcomes for clip in outcome.clips]
-        if self._spec.deduplicate == "off":
+        if self._spec.deduplicate is None:
             return [clip for _, clip in found], []
-        mine = ray.get(self._register.claim.remote(name, [clip.digest for _, clip in found]))
-        seen: set[str] = set()
-        clips, again = [], []
-        for (source, clip), is_mine in zip(found, mine, strict=True):
-            if is_mine and clip.digest not in seen:
-                seen.add(clip.digest)
-                clips.append(clip)
-            else:
-                end_s = round(clip.start_s + clip.length_s, 3)
-                again.append(Refused(source.place, clip.start_s, end_s, Reason.DUPLICATE, ""))
+        prints = [(clip.digest, clip.likeness) for _, clip in found]
+        new = ray.get(self._register.claim.remote(name, prints))
+        clips = [clip for (_, clip), is_new in zip(found, new, strict=True) if is_new]
+        again = [
+            Refused(
+                source.place, clip.start_s, round(clip.start_s + clip.length_s, 3),
+                Reason.DUPLICATE, "",
+            )
+            for (source, clip), is_new in zip(found, new, strict=True) if not is_new
+        ]  # fmt: skip
         return clips, again
 
     def _write(self, name: str, folder: Path, clips: Sequence[Made]) -> Iterator[WrittenShard]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from liser_dist.fields import (
     Bounds,
     Count,
+    Off,
     Place,
     Share,
     Spec,
@@ -42,9 +43,6 @@ class FaceSpec(Spec):
     share: Share = Field(0.7, description="of the frames in which the one face is there, at least")
     least_px: Count = Field(48, description="its side at a height of 480, at least")
     alone: bool = Field(True, description="no other face of like size most of the time")
-    speaking: Annotated[float, Field(ge=-1, le=1)] = Field(
-        -1.0, description="correlation of mouth movement and loudness, at least; -1 = do not look"
-    )
 
 
 class NormaliseSpec(Spec):
@@ -78,8 +76,10 @@ class IngestSpec(Spec):
     output: Place
     cut: CutSpec = CutSpec()
     face: FaceSpec = FaceSpec()
-    normalise: NormaliseSpec = NormaliseSpec()
-    deduplicate: Literal["exact", "off"] = "exact"
+    normalise: Annotated[NormaliseSpec | None, Off] = Field(
+        NormaliseSpec(), description="off: the whole picture, all its frames, at its own size"
+    )
+    deduplicate: Annotated[Literal["exact", "perceptual"] | None, Off] = "exact"
     shard_bytes: Annotated[int, Field(ge=2**20)] = 256 * 2**20
     limits: LimitsSpec = LimitsSpec()
     resources: IngestResources = IngestResources()

@@ -86,7 +86,7 @@ class Group(Record):
     sources: list[DoneSource]
     shards: list[WrittenShard]
     refused: list[RefusedPiece]
-    digests: list[str]  # of the clips
+    fingerprints: list[tuple[str, str]]  # digest and likeness, of the clips
 
 
 def find_sources(place: str, endings: Sequence[str] = VIDEO_EXTENSIONS) -> list[Source]:

@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_told_and_costs_itself_alone(
     twins = {"again.mp4", "talk 0 é'\".mp4"}
     assert sum(reasons.get(name) == "duplicate" for name in twins) == 1
     assert {name: why for name, why in reasons.items() if name not in twins} == {
-        "empty.mp4": "unreadable",
+        "empty.mp4": "empty",
         "page.mkv": "unreadable",
         "nobody.mp4": "no_face",
         "quiet.mp4": "no_speech",

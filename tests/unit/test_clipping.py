@@ -87,6 +87,18 @@ def test_sound_is_not_coloured():
     assert np.corrcoef(sound[: 4 * 16000], truth[16000:][: 4 * 16000])[0, 1] > 0.99
 
 
+def test_the_whole_picture_keeps_its_size_and_all_its_frames():
+    clip = clip_of(talking_film([Scene(7.0)], events_s=EVENTS_S), normalise=None)
+    pictures, _ = played(clip.video)
+    assert {picture.shape for _, picture in pictures} == {(240, 480, 3)}
+    assert len(pictures) == pytest.approx(5.0 * 24, abs=1)
+    flashes = [time_s for time_s, picture in pictures if picture.mean() > 200]
+    assert flashes == pytest.approx([1.0, 2.0, 3.0, 4.0], abs=0.02)
+    _, x0, y0, x1, y1 = clip.facts["faces"][0]
+    assert 0 <= x0 < x1 <= 480
+    assert 0 <= y0 < y1 <= 240
+
+
 @pytest.mark.parametrize(
     ("scene", "reason"),
     [
