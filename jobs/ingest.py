@@ -8,6 +8,7 @@ Raw video in, clip shards out: what is new under `source` becomes shards under `
 The line above is for the shell: run as a command, this finds the environment's own python.
 """
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -32,11 +33,12 @@ def main() -> None:
         return
     cluster.start_ray(plan.capacity)
     ingest_screen.show(plan, ingest.ingest(plan))
-    while WATCH in command.flags:
-        time.sleep(plan.spec.poll_s)
-        plan = ingest.plan(command.spec)
-        if plan.left:
-            ingest_screen.show(plan, ingest.ingest(plan))
+    with contextlib.suppress(KeyboardInterrupt):  # what is done stays done
+        while WATCH in command.flags:
+            time.sleep(plan.spec.poll_s)
+            plan = ingest.plan(command.spec)
+            if plan.left:
+                ingest_screen.show(plan, ingest.ingest(plan))
     cluster.leave_ray()
     print(plan.spec.output, flush=True)
 

@@ -35,6 +35,7 @@ from liser_dist.ingest_spec import FaceSpec, NormaliseSpec
 from liser_dist.likeness import Likeness, likeness_of
 from liser_dist.records import Reason
 from liser_dist.scanning import Span
+from liser_dist.speaking import agreement, cut_face
 
 HEIGHT_PX = 480  # shorter side at which faces are followed and cut out
 WHOLE_CRF = 18  # x264's, where no difference is seen
@@ -86,6 +87,8 @@ def make_clip(
     find = finder_of(look.frames, face.detector)
     track = follow_face(find, len(look.frames), face.detector)
     scores = {} if anyhow else _judge(look.frames, find, track, face)
+    if face.speaking is not None and not anyhow:
+        scores["speaking"] = _require_speaking(film, look, track, face.speaking)
     if normalise is None and look.shown_s:
         video, faces = _whole(film, look), [_scaled(box, 1 / look.scale) for box in track]
     else:
@@ -125,22 +128,23 @@ def _cropped(
 
 def _whole(film: Film, look: _Look) -> bytes:
     """The whole picture, all its frames. Encoded anew, for a copy puts the sound off."""
-    first = next(_upright_frames(film, look.start_s, look.start_s))
+    first, _ = next(_upright_frames(film, look.start_s, look.start_s))
     height, width = first.shape[:2]
     encoding = Encoding(
         30, width, height, RATE_HZ, None, {"preset": "veryfast", "crf": str(WHOLE_CRF)}
     )
-    frames = _upright_frames(film, look.start_s, look.shown_s[-1])
+    frames = (frame for frame, _ in _upright_frames(film, look.start_s, look.shown_s[-1]))
     shown_s = [time_s - look.start_s for time_s in look.shown_s]
     return encode_film(frames, look.sound, encoding, shown_s)
 
 
-def _upright_frames(film: Film, first_s: float, last_s: float) -> Iterator[NDArray[np.uint8]]:
-    """Those that are shown from the first to the last, of even sides, as x264 wants them."""
+def _upright_frames(
+    film: Film, first_s: float, last_s: float, scale: float = 1.0
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """Those that are shown from the first to the last, and when; of even sides, for x264."""
     for shown in film.play(first_s, last_s):
         if isinstance(shown, Picture) and first_s <= shown.time_s <= last_s:
-            frame = upright(shown.frame, shown.frame.rotation)
-            yield frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+            yield _shrunk(shown, scale), shown.time_s
 
 
 def _read(film: Film, piece: Span, normalise: NormaliseSpec, anyhow: bool) -> _Look:
@@ -204,6 +208,21 @@ def _judge(
     return scores
 
 
+def _require_speaking(film: Film, look: _Look, track: list[Box | None], least: float) -> float:
+    """Looks at every frame: at 8 a second no mouth can be read. Raises SampleError."""
+    frames_per_s = (len(track) - 1) / max(1e-6, float(look.times_s[-1] - look.start_s))
+    squares = np.array(_squares(track, look.frames.shape[1:3], frames_per_s, margin=1.0))
+    faces, shown_s = [], []
+    for frame, time_s in _upright_frames(film, look.start_s, look.shown_s[-1], look.scale):
+        x0, y0, x1, y1 = (float(np.interp(time_s, look.times_s, edge)) for edge in squares.T)
+        faces.append(cut_face(frame, (x0, y0, x1, y1)))
+        shown_s.append(time_s - look.start_s)
+    score = agreement(faces, shown_s, look.sound, RATE_HZ)
+    if score < least:
+        raise SampleError(Reason.NOT_SPEAKING, f"agreement {score:.2f}")
+    return round(score, 3)
+
+
 def _has_other(found: list[Box], box: Box) -> bool:
     """Whether a face of like size is elsewhere."""
     return any(
@@ -216,7 +235,9 @@ def _has_other(found: list[Box], box: Box) -> bool:
 # ---------------------------------------------------------------- the square around it
 
 
-def _squares(track: list[Box | None], size: tuple[int, ...], frames_per_s: float) -> list[Box]:
+def _squares(
+    track: list[Box | None], size: tuple[int, ...], frames_per_s: float, margin: float = MARGIN
+) -> list[Box]:
     """What is cut out of each frame: it follows the face without its trembling, in whole pixels.
 
     The middle of a picture of `size` (height, width) where there is no face.
@@ -227,7 +248,7 @@ def _squares(track: list[Box | None], size: tuple[int, ...], frames_per_s: float
         return [(left, top, left + px, top + px)] * len(track)
     seen = np.array([n for n, box in enumerate(track) if box is not None])
     measured = np.array(
-        [(*centre_of(box), MARGIN * side_of(box)) for box in track if box is not None]
+        [(*centre_of(box), margin * side_of(box)) for box in track if box is not None]
     )
     every = np.arange(len(track))
     filled = np.stack([np.interp(every, seen, column) for column in measured.T], axis=1)

@@ -43,6 +43,9 @@ class FaceSpec(Spec):
     share: Share = Field(0.7, description="of the frames in which the one face is there, at least")
     least_px: Count = Field(48, description="its side at a height of 480, at least")
     alone: bool = Field(True, description="no other face of like size most of the time")
+    speaking: Annotated[float | None, Off, Field(ge=0, le=1)] = Field(
+        None, description="correlation of the mouth's movement with the loudness, at least"
+    )
 
 
 class NormaliseSpec(Spec):
@@ -80,7 +83,7 @@ class IngestSpec(Spec):
         NormaliseSpec(), description="off: the whole picture, all its frames, at its own size"
     )
     deduplicate: Annotated[Literal["exact", "perceptual"] | None, Off] = "exact"
-    shard_bytes: Annotated[int, Field(ge=2**20)] = 256 * 2**20
+    shard_bytes: Annotated[int, Field(ge=2**20, le=2**30)] = 256 * 2**20
     limits: LimitsSpec = LimitsSpec()
     resources: IngestResources = IngestResources()
     poll_s: Annotated[float, Field(gt=0)] = Field(60.0, description="of --watch")

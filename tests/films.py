@@ -15,6 +15,7 @@ from liser_dist import drawing, synthesis
 from liser_dist.fields import EMOTIONS
 
 RATE = 16000
+FACES_PER_S = 24
 
 
 def small_film(seed: int, seconds: float = 1.2) -> bytes:
@@ -46,27 +47,26 @@ def small_film(seed: int, seconds: float = 1.2) -> bytes:
 
 
 @functools.cache
-def _face() -> np.ndarray:
-    """[frames, 200, 200, 3] of a drawn face that the Haar detector finds, 8 a second."""
-    draw = np.random.default_rng(1)
-    person = synthesis.draw_person("face", draw)
-    voice, face = synthesis.draw_mood(person, EMOTIONS[1], 1.0, draw)
-    times_s = np.arange(40) / drawing.FRAMES_PER_S
-    syllables = synthesis.draw_syllables(person, voice, 5.0, draw)
-    opening = synthesis.loudness(syllables, voice, times_s)
-    frames, _ = drawing.draw_clip(person, face, opening, False, draw)
-    return np.stack([cv2.resize(frame, (200, 200)) for frame in frames])
-
-
-@functools.cache
-def _voice() -> np.ndarray:
-    """[samples] 5 s of a voice that silero-vad takes for speech, at 16 kHz, -1..1."""
+def _speech() -> tuple[np.ndarray, np.ndarray]:
+    """5 s of a voice that silero-vad takes for speech: [samples] at 16 kHz, -1..1, and how far it
+    opens the mouth, [frames]."""
     draw = np.random.default_rng(2)
     person = synthesis.draw_person("voice", draw)
     voice, _ = synthesis.draw_mood(person, EMOTIONS[2], 1.0, draw)
     syllables = synthesis.draw_syllables(person, voice, 5.0, draw)
     sound = synthesis.record(synthesis.speak(person, voice, syllables, draw), False, draw)
-    return sound / 32768
+    times_s = np.arange(5 * FACES_PER_S) / FACES_PER_S
+    return sound / 32768, synthesis.loudness(syllables, voice, times_s)
+
+
+@functools.cache
+def _face() -> np.ndarray:
+    """[frames, 200, 200, 3] of a drawn face that the Haar detector finds, saying this."""
+    draw = np.random.default_rng(1)
+    person = synthesis.draw_person("face", draw)
+    _, face = synthesis.draw_mood(person, EMOTIONS[1], 1.0, draw)
+    frames, _ = drawing.draw_clip(person, face, _speech()[1], False, draw)
+    return np.stack([cv2.resize(frame, (200, 200)) for frame in frames])
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _pictures(scenes: Sequence[Scene], events_s: Sequence[float], fps: int) -> I
         for _ in range(round(scene.seconds * fps)):
             time_s = number / fps
             picture = np.full((240, 480, 3), scene.shade, np.uint8)
-            face = _face()[int(time_s * drawing.FRAMES_PER_S) % len(_face())]
+            face = _face()[int(time_s * FACES_PER_S) % len(_face())]
             for place in range(scene.faces):
                 px = scene.face_px
                 picture[20 : 20 + px, 20 + 230 * place : 20 + 230 * place + px] = cv2.resize(
@@ -143,7 +143,7 @@ def _sound(scenes: Sequence[Scene], events_s: Sequence[float]) -> np.ndarray:
     for scene in scenes:
         length = round(scene.seconds * RATE)
         parts.append(
-            np.resize(_voice(), length) if scene.speech else random.normal(size=length) / 1e4
+            np.resize(_speech()[0], length) if scene.speech else random.normal(size=length) / 1e4
         )
     pcm = np.concatenate(parts) * 0.6
     for event_s in events_s:
@@ -158,6 +158,6 @@ def sound_file(seconds: float) -> bytes:
         output.setnchannels(1)
         output.setsampwidth(2)
         output.setframerate(RATE)
-        sound = np.resize(_voice(), round(seconds * RATE)) * 0.6 * 32767
+        sound = np.resize(_speech()[0], round(seconds * RATE)) * 0.6 * 32767
         output.writeframes(sound.astype(np.int16).tobytes())
     return file.getvalue()

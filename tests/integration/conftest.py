@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import torch
 import yaml
 
@@ -177,9 +178,10 @@ def killed(ray_cluster: dict[str, str], write_spec: Callable[..., Path], tmp_pat
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlakyS3]:
-    """A real S3 server with a bucket."""
+    """A real S3 server with two buckets."""
     root = tmp_path_factory.mktemp("s3")
     (root / "bucket").mkdir()
+    (root / "other").mkdir()
     with FlakyS3(root) as server:
         yield server
 
@@ -188,3 +190,11 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlakyS3]:
 def s3(s3_server: FlakyS3) -> dict[str, str]:
     """The environment that reaches it."""
     return s3_server.environment
+
+
+@pytest.fixture
+def s3_from_here(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process reaches it, too."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()

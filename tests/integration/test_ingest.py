@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import random
+import signal
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ import pytest
 
 from liser_dist import storage
 from liser_dist.flaky_s3 import FlakyS3
+from liser_dist.local_cluster import wait_until
 from tests.films import Scene, talking_film
 from tests.integration.conftest import ROOT, Finished, Job
 from tests.real import CLIPS, needs_clips
@@ -48,12 +50,13 @@ def ingest(ray_cluster: dict[str, str]) -> Ingest:
     return run
 
 
-def clips_in(output: Path) -> dict[str, str]:
+def clips_in(output: object) -> dict[str, str]:
     """By the source's name and second: what the picture and the sound of the clip are."""
-    index = json.loads((output / "index.json").read_text())
+    index = json.loads(storage.read_bytes(f"{output}/index.json"))
     found = {}
     for shard in index["shardlist"]:
-        with tarfile.open(output / shard["url"]) as tar:
+        content = io.BytesIO(storage.read_bytes(f"{output}/{shard['url']}"))
+        with tarfile.open(fileobj=content) as tar:
             facts = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
         for name in (name for name in facts if name.endswith(".json")):
             said = json.loads(facts[name])
@@ -80,14 +83,9 @@ def folder(talks: list[bytes], tmp_path: Path) -> Path:
 
 
 def test_new_video_on_s3_becomes_shards_once(
-    ingest: Ingest,
-    talks: list[bytes],
-    s3_server: FlakyS3,
-    monkeypatch: pytest.MonkeyPatch,
+    ingest: Ingest, talks: list[bytes], s3_server: FlakyS3, s3_from_here: None
 ) -> None:
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    source, output = "s3://bucket/films", "s3://bucket/made"
+    source, output = "s3://bucket/films", "s3://other/made"
     for number, talk in enumerate(talks[:2]):
         storage.write_bytes(f"{source}/day 1/talk {number} é'.mp4", talk)
     first = ingest(source, output)
@@ -104,6 +102,8 @@ def test_new_video_on_s3_becomes_shards_once(
     assert s3_server.count["answered"] - before < 30
 
     storage.write_bytes(f"{source}/day 2/talk.mp4", talks[2])
+    s3_server.reset_bodies(2)
+    s3_server.cut_bodies(2)
     more = ingest(source, output)
     assert more.code == 0, more.err
     index = json.loads(storage.read_bytes(f"{output}/index.json"))
@@ -112,14 +112,20 @@ def test_new_video_on_s3_becomes_shards_once(
 
 
 def test_a_job_that_was_killed_goes_on_and_makes_the_same_clips(
-    ingest: Ingest, folder: Path, ray_cluster: dict[str, str], tmp_path: Path
+    ingest: Ingest,
+    talks: list[bytes],
+    ray_cluster: dict[str, str],
+    s3_from_here: None,
+    tmp_path: Path,
 ) -> None:
-    whole = ingest(folder, tmp_path / "whole")
+    source, output = "s3://bucket/talks", "s3://other/killed"
+    for number, talk in enumerate(talks):
+        storage.write_bytes(f"{source}/{number}.mkv", talk)
+    whole = ingest(source, tmp_path / "whole")
     assert whole.code == 0, whole.err
-    output = tmp_path / "killed"
     draw = random.Random(0)
     for _ in range(3):
-        command = [sys.executable, JOB, "--source", folder, "--output", output, *LITTLE]
+        command = [sys.executable, JOB, "--source", source, "--output", output, *LITTLE]
         with (tmp_path / "log").open("w") as log:
             job = subprocess.Popen(
                 [str(part) for part in command], env=ray_cluster, stdout=log, stderr=log
@@ -127,12 +133,34 @@ def test_a_job_that_was_killed_goes_on_and_makes_the_same_clips(
             time.sleep(draw.uniform(5, 14))
             job.kill()
             job.wait()
-    (output / "0123456789abcdef-0000.tar").write_bytes(b"left of a killed job")
-    last = ingest(folder, output)
+    left = f"{output}/0123456789abcdef-0000.tar"
+    storage.write_bytes(left, b"left of a killed job")
+    last = ingest(source, output)
     assert last.code == 0, last.err
     assert clips_in(output) == clips_in(tmp_path / "whole")
     assert len(clips_in(output)) == 6
-    assert not (output / "0123456789abcdef-0000.tar").exists()
+    assert not storage.exists(left)
+
+
+def test_a_job_that_watches_takes_what_comes(
+    folder: Path, talks: list[bytes], ray_cluster: dict[str, str], tmp_path: Path
+) -> None:
+    output, late = tmp_path / "made", folder / "talk 2 é'\".mp4"
+    late.unlink()
+    command = [sys.executable, JOB, "--source", folder, "--output", output, *LITTLE]
+    command += ["--watch", "--poll_s", "1"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen([str(part) for part in command], env=ray_cluster, stderr=log)
+        try:
+            wait_until(lambda: (output / "index.json").exists(), 120, "the first films")
+            assert len(clips_in(output)) == 3
+            late.write_bytes(talks[2])
+            wait_until(lambda: len(clips_in(output)) == 6, 60, "the late film")
+        finally:
+            job.send_signal(signal.SIGINT)
+            job.wait(60)
+    assert job.returncode == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_what_cannot_be_used_is_told_and_costs_itself_alone(

@@ -96,15 +96,12 @@ def test_the_face_teacher_sees_a_neutral_face_begin_to_smile(
 def test_real_clips_on_s3_run_to_the_end(
     ray_cluster: dict[str, str],
     s3: dict[str, str],
+    s3_from_here: None,
     write_spec: Callable[..., Path],
     shared: Path,
     real_clips: dict[str, bytes],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
     samples = [(f"{n}-{Path(name).stem}", clip, {}) for n in range(3)
                for name, clip in real_clips.items()]  # fmt: skip
     write_shards(iter(samples), "s3://bucket/real", clips_per_shard=8)

@@ -17,6 +17,7 @@ from liser_dist.records import Reason, Sample
 from liser_dist.scanning import scan_film
 from liser_dist.spec import ClipSpec
 from tests.films import Scene, talking_film
+from tests.real import CLIPS, needs_clips
 
 FACE, NORMALISE = FaceSpec(), NormaliseSpec()
 # One white frame hides the face: those are few.
@@ -118,6 +119,32 @@ def test_a_small_face_is_told_by_its_size():
     with pytest.raises(SampleError) as error:
         clip_of(talking_film([Scene(7.0)]), face=FaceSpec(least_px=470))
     assert error.value.reason == Reason.SMALL_FACE
+
+
+@needs_clips
+def test_a_mouth_that_says_something_else_is_told_apart():
+    video = (CLIPS / "obama_speech.mp4").read_bytes()
+    look = FaceSpec(alone=False, speaking=0.5)
+    assert clip_of(video, (0.2, 8.5), look).facts["scores"]["speaking"] > 0.5
+    with pytest.raises(SampleError) as error:
+        clip_of(with_late_sound(video, 0.9), (0.2, 8.5), look)
+    assert error.value.reason == Reason.NOT_SPEAKING
+
+
+def with_late_sound(video: bytes, late_s: float) -> bytes:
+    """A film that is dubbed with its own voice."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(video)) as film, av.open(file, "w", format="matroska") as output:
+        streams = {stream: output.add_stream_from_template(stream) for stream in film.streams}
+        for packet in film.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "audio":
+                packet.pts += round(late_s / packet.time_base)
+                packet.dts = packet.pts
+            packet.stream = streams[packet.stream]
+            output.mux(packet)
+    return file.getvalue()
 
 
 def test_speech_and_shots_are_found():
