@@ -10,7 +10,7 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from liser_dist.child import ChildContext, enter_child
 from liser_dist.containers import one_line
-from liser_dist.errors import SampleError
+from liser_dist.errors import MissingError, SampleError
 from liser_dist.film_clips import Outcome, Refused, Source, ingest_source
 from liser_dist.guard import FROM_OUTSIDE, exit_words
 from liser_dist.ingest_spec import IngestSpec
@@ -89,5 +89,7 @@ def _cut_or_refuse(source: Source, spec: IngestSpec, folder: Path) -> Outcome:
         return ingest_source(source, spec, folder)
     except SampleError as error:
         return refused(source, error.reason, error.detail)
+    except MissingError:
+        return refused(source, Reason.CHANGED, "it was removed before it was read")
     except MemoryError as error:
         return refused(source, Reason.TOO_LARGE, error)

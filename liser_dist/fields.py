@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,6 +73,23 @@ def fingerprint(settings: Any) -> str:
     """16 hex digits that follow from the settings alone."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
+    """Of two specs' contents: each field in which they differ, and a text that says how."""
+    one, two = dict(_leaves(theirs)), dict(_leaves(ours))
+    for field in sorted(one.keys() | two.keys()):
+        if one.get(field) != two.get(field):
+            yield field, f"`{field}` is {one.get(field)!r} there and {two.get(field)!r} here"
+
+
+def _leaves(content: Any, field: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of nested mappings, by their dotted names."""
+    if not isinstance(content, dict) or not content:
+        yield field, content
+        return
+    for name, value in content.items():
+        yield from _leaves(value, f"{field}.{name}" if field else name)
 
 
 def absolute_place(place: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,13 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from liser_dist import cluster, storage
 from liser_dist.cutter import FilmCutter
-from liser_dist.errors import CapacityError
+from liser_dist.errors import CapacityError, SpecError
 from liser_dist.faces import check_detector
-from liser_dist.fields import fingerprint
 from liser_dist.film_clips import Made, Outcome, Refused, Source, read_clips
 from liser_dist.ingest_spec import IngestSpec
 from liser_dist.pipeline import ours_in
 from liser_dist.records import Reason
-from liser_dist.register import Register
+from liser_dist.register import Fingerprint, Register
 from liser_dist.shards import write_shard
 from liser_dist.sources import (
     DoneSource,
@@ -44,6 +44,7 @@ from liser_dist.sources import (
     read_group,
     read_groups,
     remove_leftovers,
+    require_same_settings,
     write_index,
 )
 
@@ -82,6 +83,7 @@ def plan(spec: IngestSpec) -> Plan:
     )
     storage.require_writable(spec.output, "output")
     done = read_groups(spec.output)
+    require_same_settings(spec.output, done, settings_of(spec))
     return Plan(spec, capacity, sources, left_to_do(sources, done), done)
 
 
@@ -91,14 +93,31 @@ def ingest(job: Plan) -> Iterator[Group]:
     Raises LiserError.
     """
     spec, done = job.spec, dict(job.done)
-    remove_leftovers(spec.output, done)
     known = [(name, print_) for name, group in done.items() for print_ in group.fingerprints]
-    register = ray.remote(Register).options(num_cpus=0).remote(known, spec.deduplicate)
-    groups = list(grouped(job.left, spec.resources.workers[1]))
-    for name in _run(spec, groups, register) if groups else ():
-        done[name] = read_group(spec.output, name)
-        yield done[name]
-    write_index(spec.output, done, settings_of(spec))
+    with _register(spec, known) as register:
+        remove_leftovers(spec.output, done)
+        groups = list(grouped(job.left, spec.resources.workers[1]))
+        for name in _run(spec, groups, register) if groups else ():
+            done[name] = read_group(spec.output, name)
+            yield done[name]
+        write_index(spec.output, done, settings_of(spec))
+
+
+@contextmanager
+def _register(spec: IngestSpec, known: Sequence[tuple[str, Fingerprint]]) -> Iterator[Any]:
+    """The register of this job, which ends with it; no other job may work on the same output."""
+    named = {"name": f"ingest into {spec.output}", "namespace": "liser_dist"}
+    try:
+        actor = ray.remote(Register).options(num_cpus=0, **named).remote(known, spec.deduplicate)
+    except ValueError as error:  # Ray's word for a name that is taken
+        raise SpecError(
+            f"`output` {spec.output}: another job on this cluster writes there; wait for it, or "
+            "give another place"
+        ) from error
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)
 
 
 def _run(spec: IngestSpec, groups: list[list[Source]], register: Any) -> Iterator[str]:
@@ -147,7 +166,7 @@ class IngestWorker:
         shards = list(self._write(name, folder, clips))
         pieces = [piece for outcome in outcomes for piece in outcome.refused]
         return Group(
-            settings=fingerprint(settings_of(self._spec)),
+            settings=settings_of(self._spec),
             sources=[
                 DoneSource(
                     place=o.source.place, member=o.source.member, version=o.source.version,

@@ -43,7 +43,7 @@ class FaceSpec(Spec):
     share: Share = Field(0.7, description="of the frames in which the one face is there, at least")
     least_px: Count = Field(48, description="its side at a height of 480, at least")
     alone: bool = Field(True, description="no other face of like size most of the time")
-    speaking: Annotated[float | None, Off, Field(ge=0, le=1)] = Field(
+    speaking: Annotated[Share | None, Off] = Field(
         None, description="correlation of the mouth's movement with the loudness, at least"
     )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from liser_dist import storage
 from liser_dist.errors import CheckpointError, StorageError
+from liser_dist.fields import differences
 from liser_dist.shards import Shard
 from liser_dist.spec import DistillSpec
 
@@ -110,27 +111,14 @@ def _lock(place: str) -> IO[str] | None:
 
 
 def _require_same_spec(place: str, spec: DistillSpec) -> None:
-    theirs = dict(_leaves(_read_json(storage.join(place, "spec.json"))))
-    ours = dict(_leaves(json.loads(spec.model_dump_json())))
-    differing = [
-        f"`{field}` is {theirs.get(field)!r} there and {ours.get(field)!r} here"
-        for field in sorted(theirs.keys() | ours.keys())
-        if theirs.get(field) != ours.get(field) and not _is_changeable(field)
-    ]
-    if differing:
+    theirs = _read_json(storage.join(place, "spec.json"))
+    ours = json.loads(spec.model_dump_json())
+    found = [text for field, text in differences(theirs, ours) if not _is_changeable(field)]
+    if found:
         raise CheckpointError(
-            f"the unfinished run {place} was begun by another spec: {'; '.join(differing)}; make "
+            f"the unfinished run {place} was begun by another spec: {'; '.join(found)}; make "
             "them the same to go on with it, or give another `name`, or remove the folder"
         )
-
-
-def _leaves(content: Any, field: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values."""
-    if not isinstance(content, dict) or not content:
-        yield field, content
-        return
-    for name, value in content.items():
-        yield from _leaves(value, f"{field}.{name}" if field else name)
 
 
 def _is_changeable(field: str) -> bool:

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from liser_dist import storage
-from liser_dist.errors import MissingError, StorageError
+from liser_dist.errors import MissingError, SpecError, StorageError
+from liser_dist.fields import differences
 from liser_dist.film_clips import Source
 from liser_dist.labelled_corpora import ENDINGS, CorpusName, Take, missing_of, read_take
 from liser_dist.results import Record
@@ -82,7 +83,7 @@ class WrittenShard(Record):
 class Group(Record):
     """`manifest/GROUP.json`: what became of some sources."""
 
-    settings: str  # fingerprint
+    settings: dict[str, Any]  # what its clips follow from
     sources: list[DoneSource]
     shards: list[WrittenShard]
     refused: list[RefusedPiece]
@@ -191,6 +192,17 @@ def grouped(sources: Sequence[Source], workers: int) -> Iterator[list[Source]]:
 def name_of_group(sources: Sequence[Source]) -> str:
     digest = hashlib.sha256("\n".join(s.name for s in sources).encode()).hexdigest()[:16]
     return f"fold-{sources[0].fold}-{digest}" if sources[0].fold else digest
+
+
+def require_same_settings(output: str, groups: dict[str, Group], settings: dict[str, Any]) -> None:
+    """All clips of an output are made alike. Raises SpecError with what differs."""
+    for group in groups.values():
+        found = [text for _, text in differences(group.settings, settings)]
+        if found:
+            raise SpecError(
+                f"`output` {output} has clips that were made otherwise: {'; '.join(found)}; give "
+                "these settings, or another place"
+            )
 
 
 def remove_leftovers(output: str, groups: dict[str, Group]) -> None:
