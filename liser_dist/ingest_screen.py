@@ -24,7 +24,7 @@ def print_left(job: Plan) -> None:
     done = len(job.sources) - len(job.left)
     console.print(
         f"{job.spec.source}: {len(job.sources)} videos, {done} of them done; "
-        f"{len(job.left)} to do, {size_gb:.1f} GB"
+        f"{len(job.left)} to do, {size_gb:.3g} GB"
     )
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from liser_dist import storage
+from liser_dist.errors import MissingError
 from liser_dist.flaky_s3 import FlakyS3
 from liser_dist.local_cluster import wait_until
 from tests.films import Scene, talking_film
@@ -119,27 +120,44 @@ def test_a_job_that_was_killed_goes_on_and_makes_the_same_clips(
     tmp_path: Path,
 ) -> None:
     source, output = "s3://bucket/talks", "s3://other/killed"
-    for number, talk in enumerate(talks):
+    more = [
+        talking_film([Scene(4.0, shade=shade)]) for shade in (110, 130, 150, 170, 190, 210, 230)
+    ]
+    for number, talk in enumerate([*talks, *more]):
         storage.write_bytes(f"{source}/{number}.mkv", talk)
     whole = ingest(source, tmp_path / "whole")
     assert whole.code == 0, whole.err
     draw = random.Random(0)
     for _ in range(3):
         command = [sys.executable, JOB, "--source", source, "--output", output, *LITTLE]
+        before = files_in(output)
         with (tmp_path / "log").open("w") as log:
             job = subprocess.Popen(
                 [str(part) for part in command], env=ray_cluster, stdout=log, stderr=log
             )
-            time.sleep(draw.uniform(5, 14))
+            wait_until(lambda before=before: files_in(output) > before, 60, "something is written")
+            time.sleep(draw.uniform(0, 0.5))
+            if not before:
+                job.send_signal(signal.SIGSTOP)
+                other = ingest(source, output)
+                assert (other.code, "another job" in other.err) == (2, True), other.err
             job.kill()
             job.wait()
+        assert not storage.exists(f"{output}/index.json")
     left = f"{output}/0123456789abcdef-0000.tar"
     storage.write_bytes(left, b"left of a killed job")
     last = ingest(source, output)
     assert last.code == 0, last.err
     assert clips_in(output) == clips_in(tmp_path / "whole")
-    assert len(clips_in(output)) == 6
+    assert len(clips_in(output)) == 13
     assert not storage.exists(left)
+
+
+def files_in(place: str) -> int:
+    try:
+        return len(storage.list_files(place))
+    except MissingError:
+        return 0
 
 
 def test_a_job_that_watches_takes_what_comes(
@@ -186,6 +204,9 @@ def test_what_cannot_be_used_is_told_and_costs_itself_alone(
         "quiet.mp4": "no_speech",
         "deaf.mp4": "no_audio",
     }
+    other = ingest(folder, tmp_path / "made", "--cut.max_s", "5")
+    assert other.code == 2
+    assert "`cut.max_s` is 10.0 there and 5.0 here" in other.err
 
 
 def without_sound(video: bytes) -> bytes:
