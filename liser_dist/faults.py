@@ -255,7 +255,9 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "S3 server restarted": Fault(restart_s3, on_s3=True),
     "S3 answers 503 for 20 s": Fault(refuse_s3, on_s3=True),
-    "disk full at checkpoint": Fault(fill_disk, {"epochs": 6}, small_disk=True),
+    "disk full at checkpoint": Fault(
+        fill_disk, {"epochs": 3}, seconds_per_clip=0.1, small_disk=True
+    ),
 }
 
 

@@ -34,11 +34,14 @@ from liser_dist.tables import to_table
 SECONDS_PER_CLIP = {"L4": 0.0068, "H100": 0.00083}
 SIZES = (1, 8, 64)
 LOGICAL_CPUS = 4  # Ray starts a process for each, which does nothing but start
-SECONDS = 60.0  # of work for all teachers
+SECONDS = 90.0  # of work for all teachers
 # What a teacher takes at once: some 0.2 s of work, for Ray Data hands out tasks 8 times a second.
 BATCH = {"L4": 32, "H100": 256}
+DECODERS = 2
+AHEAD = 1.1  # they could feed so many times the teachers
+BEHIND_S = 2.0  # what they were held up is made up for, so far back
 HANDED_OUT = 16  # a decoder's blocks for each task, for it stands for many decoders
-STEADY = (0.4, 0.8)  # of the clips: all teachers are there, and none has run out of them
+STEADY = (0.5, 0.9)  # of the clips: all teachers are there, and none has run out of them
 BUSY = 0.95
 
 
@@ -52,9 +55,10 @@ class SimulationRow(Record):
 
 
 class Pace:
-    """A decoder that hands out clips that it has had ready."""
+    """A decoder that hands out clips that it has had ready, a block every so many seconds."""
 
-    def __init__(self, spec: DistillSpec, rows: int) -> None:
+    def __init__(self, spec: DistillSpec, rows: int, block_s: float) -> None:
+        self._block_s, self._due_s = block_s, time.monotonic()
         px = spec.clip.face_px
         clips = [
             Clip(
@@ -69,6 +73,8 @@ class Pace:
 
     def __call__(self, _batch: Any) -> Iterator[Any]:
         for _ in range(HANDED_OUT):
+            self._due_s = max(self._due_s + self._block_s, time.monotonic() - BEHIND_S)
+            time.sleep(max(0.0, self._due_s - time.monotonic()))
             yield self.table
 
 
@@ -82,7 +88,12 @@ def simulate(spec: DistillSpec, gpu: str, gpus: int) -> SimulationRow:
     pipeline.set_context(spec)
     seconds = SECONDS_PER_CLIP[gpu]
     rows = pipeline.BATCHES_A_TASK * spec.teachers.batch_size
-    block_bytes = Pace(spec, rows).table.nbytes
+    paced: dict[str, Any] = {
+        "spec": spec,
+        "rows": rows,
+        "block_s": DECODERS * rows * seconds / gpus / AHEAD,
+    }
+    block_bytes = Pace(**paced).table.nbytes
     context = ray.data.DataContext.get_current()
     # A block for each of a teacher's tasks, where real clips would come in many.
     context.target_min_block_size, context.target_max_block_size = 1, int(0.9 * block_bytes)
@@ -90,10 +101,10 @@ def simulate(spec: DistillSpec, gpu: str, gpus: int) -> SimulationRow:
     tasks = int(-(-SECONDS * gpus / seconds // (HANDED_OUT * rows)))
     ready = ray.data.from_items([0] * tasks, override_num_blocks=tasks).map_batches(
         Pace,
-        fn_constructor_kwargs={"spec": spec, "rows": rows},
+        fn_constructor_kwargs=paced,
         batch_size=1,
         num_cpus=spec.resources.decoder_cpus,
-        compute=ray.data.ActorPoolStrategy(size=2),
+        compute=ray.data.ActorPoolStrategy(size=DECODERS),
     )
     none = {"labelled": False, "taught": None, "keeping": None, "kept_alone": False}
     taught = pipeline.teach_clips(ready, spec, **none)
