@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 0
 READY := .venv/ready
+# Each job is many processes: none is to compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo demo-controls test lint format clean
 

@@ -83,8 +83,8 @@ def folder(talks: list[bytes], tmp_path: Path) -> Path:
     return place
 
 
-def test_new_video_on_s3_becomes_shards_once(
-    ingest: Ingest, talks: list[bytes], s3_server: FlakyS3, s3_from_here: None
+def test_new_video_on_s3_becomes_shards_once_and_the_main_job_trains_on_them(
+    ingest: Ingest, job: Job, talks: list[bytes], s3_server: FlakyS3, s3_from_here: None
 ) -> None:
     source, output = "s3://bucket/films", "s3://other/made"
     for number, talk in enumerate(talks[:2]):
@@ -110,6 +110,11 @@ def test_new_video_on_s3_becomes_shards_once(
     index = json.loads(storage.read_bytes(f"{output}/index.json"))
     assert index["clips"] == 6
     assert shards.items() <= {s["url"]: s["version"] for s in index["shardlist"]}.items()
+
+    trained = job(data={"unlabelled": output})
+    assert trained.code == 0, trained.err
+    clips = trained.result["clips"]
+    assert (clips["trained"], clips["rejected"]) == (6, 0)
 
 
 def test_a_job_that_was_killed_goes_on_and_makes_the_same_clips(
@@ -233,16 +238,6 @@ def test_no_hostile_file_costs_another(ingest: Ingest, talks: list[bytes], tmp_p
     manifests = (tmp_path / "made" / "manifest").glob("*.json")
     seen = sum(len(json.loads(file.read_text())["sources"]) for file in manifests)
     assert seen == len(list(place.iterdir()))
-
-
-def test_the_main_job_trains_on_what_was_made(
-    ingest: Ingest, job: Job, folder: Path, tmp_path: Path
-) -> None:
-    made = ingest(folder, tmp_path / "made")
-    assert made.code == 0, made.err
-    done = job(data={"unlabelled": str(tmp_path / "made")})
-    assert done.code == 0, done.err
-    assert (done.result["clips"]["trained"], done.result["clips"]["rejected"]) == (6, 0)
 
 
 @pytest.mark.parametrize(
