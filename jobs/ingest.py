@@ -9,16 +9,19 @@ The line above is for the shell: run as a command, this finds the environment's 
 """
 
 import contextlib
+import logging
 import sys
 import time
 from pathlib import Path
 
 from liser_dist.command import read_command, run_job
+from liser_dist.errors import StorageError
 from liser_dist.ingest_spec import IngestSpec
 
 DEFAULT = Path(__file__).parent / "specs" / "ingest.yaml"
 ABOUT = "Cut raw video into clip shards."
 WATCH = "--watch"
+logger = logging.getLogger("liser_dist.jobs.ingest")
 
 
 def main() -> None:
@@ -32,15 +35,23 @@ def main() -> None:
         ingest_screen.print_plan(plan)
         return
     cluster.start_ray(plan.capacity)
-    ingest_screen.show(plan, ingest.ingest(plan))
-    with contextlib.suppress(KeyboardInterrupt):  # what is done stays done
+    with stopped_by_hand() if WATCH in command.flags else contextlib.nullcontext():
+        ingest_screen.show(plan, ingest.ingest(plan))
         while WATCH in command.flags:
             time.sleep(plan.spec.poll_s)
-            plan = ingest.plan(command.spec)
-            if plan.left:
-                ingest_screen.show(plan, ingest.ingest(plan))
+            try:
+                plan = ingest.plan(command.spec)
+                if plan.left:
+                    ingest_screen.show(plan, ingest.ingest(plan))
+            except StorageError as error:
+                logger.warning("%s; looking again in %g s", error, plan.spec.poll_s)
     cluster.leave_ray()
     print(plan.spec.output, flush=True)
+
+
+def stopped_by_hand() -> contextlib.AbstractContextManager[None]:
+    """So ends what goes on for ever; what is done stays done."""
+    return contextlib.suppress(KeyboardInterrupt)
 
 
 if __name__ == "__main__":

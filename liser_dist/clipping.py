@@ -54,6 +54,10 @@ class Clip:
     digest: str  # of its pictures and its sound
     likeness: Likeness
 
+    @property
+    def length_s(self) -> float:
+        return float(self.facts["end_s"] - self.facts["start_s"])
+
 
 @dataclass(frozen=True, slots=True)
 class _Look:
@@ -153,12 +157,14 @@ def _read(film: Film, piece: Span, normalise: NormaliseSpec, anyhow: bool) -> _L
     kept: list[NDArray[np.uint8]] = []
     times_s: list[float] = []
     shown_s: list[float] = []
-    scale = 1.0
+    scale, last_slot = 1.0, -1
     for shown in film.play(start_s, end_s):
         if isinstance(shown, Sound):
             sounds.append(shown)
             continue
-        if shown.time_s >= start_s + len(kept) / frames_per_s - 1e-6:
+        slot = math.floor((shown.time_s - start_s) * frames_per_s + 1e-6)
+        if slot > last_slot:
+            last_slot = slot
             scale = min(1.0, HEIGHT_PX / min(shown.frame.width, shown.frame.height))
             kept.append(_shrunk(shown, scale))
             times_s.append(shown.time_s)

@@ -8,15 +8,20 @@ from pathlib import Path
 import cv2
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from liser_dist import storage
 from liser_dist.child import ChildContext, enter_child
 from liser_dist.containers import one_line
-from liser_dist.errors import MissingError, SampleError
+from liser_dist.errors import MissingError, SampleError, StorageError
 from liser_dist.film_clips import Outcome, Refused, Source, ingest_source
-from liser_dist.guard import FROM_OUTSIDE, exit_words
+from liser_dist.guard import FROM_OUTSIDE, START_LIMIT_S, exit_words
 from liser_dist.ingest_spec import IngestSpec
 from liser_dist.records import Reason
 
 ATTEMPTS = 2  # where somebody else ended the child
+
+
+class _LostError(Exception):
+    """The pool took a task and gave it to nobody."""
 
 
 class FilmCutter:
@@ -34,8 +39,10 @@ class FilmCutter:
         why = ""
         for _ in range(ATTEMPTS):
             try:
-                outcome: Outcome = self._schedule(source, folder).result()
-                return outcome
+                return self._wait(self._schedule(source, folder))
+            except _LostError:
+                why = "its child process never began"
+                self._replace()
             except ProcessExpired as error:
                 why = exit_words(error.exitcode)
                 if abs(error.exitcode) not in FROM_OUTSIDE:
@@ -47,6 +54,17 @@ class FilmCutter:
                 why = one_line(error)
                 self._replace()
         return refused(source, Reason.CRASHED, why)
+
+    def _wait(self, work: ProcessFuture[Outcome]) -> Outcome:
+        """Raises what pebble does, TimeoutError when it took too long, or _LostError."""
+        try:
+            return work.result(START_LIMIT_S)
+        except TimeoutError:
+            if work.done():
+                raise
+            if not work.running():
+                raise _LostError from None
+        return work.result(self._spec.limits.seconds + START_LIMIT_S)
 
     def _schedule(self, source: Source, folder: Path) -> ProcessFuture[Outcome]:
         work = {"args": (source, self._spec, folder), "timeout": self._spec.limits.seconds}
@@ -75,7 +93,7 @@ class FilmCutter:
 
 def refused(source: Source, reason: str, detail: object) -> Outcome:
     """A source that gave nothing."""
-    why = Refused(source.place, 0.0, 0.0, str(reason), one_line(detail))
+    why = Refused(source.title, 0.0, 0.0, str(reason), one_line(detail))
     return Outcome(source, [], [why], 0.0)
 
 
@@ -89,7 +107,18 @@ def _cut_or_refuse(source: Source, spec: IngestSpec, folder: Path) -> Outcome:
         return ingest_source(source, spec, folder)
     except SampleError as error:
         return refused(source, error.reason, error.detail)
-    except MissingError:
-        return refused(source, Reason.CHANGED, "it was removed before it was read")
     except MemoryError as error:
         return refused(source, Reason.TOO_LARGE, error)
+    except StorageError:
+        if _is_as_it_was(source):
+            raise
+        return refused(source, Reason.CHANGED, "it was replaced or removed while it was read")
+    except Exception as error:  # a codec that is not there, a zip that is damaged: its own fault
+        return refused(source, Reason.UNREADABLE, f"{type(error).__name__}: {error}")
+
+
+def _is_as_it_was(source: Source) -> bool:
+    try:
+        return storage.version_of(source.place) == source.version
+    except MissingError:
+        return False

@@ -21,6 +21,7 @@ from liser_dist.records import Reason
 
 RATE_HZ = 16000  # of the sound, mono
 JITTER_S = 0.02  # codec frames that are out of step by less follow each other
+BACK_S = 0.5  # a film whose time goes back by more is two films: nobody knows what belongs where
 BEFORE_ALL_S = 10.0  # a place before every beginning
 PREROLL_S = 1.0  # of sound before a place that is looked for: codecs need some to be right
 
@@ -59,6 +60,9 @@ class Film:
             raise SampleError(Reason.NO_VIDEO)
         if self._sound is None:
             raise SampleError(Reason.NO_AUDIO)
+        for stream in (self._picture, self._sound):
+            if stream is not None and stream.codec_context is None:
+                raise SampleError(Reason.UNREADABLE, "no decoder for one of its streams")
         if self._picture is not None:
             self._picture.codec_context.thread_count = 1
         self._start_s = (container.start_time or 0) / av.time_base
@@ -81,7 +85,8 @@ class Film:
 
     def _play(self, start_s: float, end_s: float) -> Iterator[Sound | Picture]:
         self._seek(start_s)
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
+        resampler = _Resampler()
+        last_s = dict.fromkeys((Sound, Picture), float("-inf"))
         streams = [stream for stream in (self._picture, self._sound) if stream is not None]
         past: set[Any] = set()
         for packet in self._container.demux(streams):
@@ -89,7 +94,13 @@ class Film:
             if stream in past:
                 continue
             for shown in self._decode(packet, resampler):
-                if _time_of(shown) > end_s:
+                time_s, kind = _time_of(shown), type(shown)
+                if time_s < last_s[kind] - BACK_S:
+                    raise SampleError(
+                        Reason.UNREADABLE, f"time jumps back from {last_s[kind]:.1f} s"
+                    )
+                last_s[kind] = max(last_s[kind], time_s)
+                if time_s > end_s:
                     past.add(stream)
                     break
                 yield shown
@@ -124,10 +135,12 @@ class Film:
         first = next(frames, None)
         return float("inf") if first is None else first.time - self._start_s
 
-    def _decode(self, packet: Any, resampler: Any) -> Iterator[Sound | Picture]:
+    def _decode(self, packet: Any, resampler: _Resampler) -> Iterator[Sound | Picture]:
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
             return  # a moment of a long film: what is missing counts as silence, or as no picture
         for frame in frames:
             if frame.time is None:
@@ -135,8 +148,23 @@ class Film:
             if packet.stream is self._picture:
                 yield Picture(frame.time - self._start_s, frame)
             else:
-                for part in resampler.resample(frame):
+                for part in resampler.resampled(frame):
                     yield Sound(float(part.time) - self._start_s, part.to_ndarray()[0])
+
+
+class _Resampler:
+    """Any sound -> RATE_HZ mono, also when it changes on its way."""
+
+    def __init__(self) -> None:
+        self._of: tuple[str, str, int] | None = None
+
+    def resampled(self, frame: Any) -> Sequence[Any]:
+        is_of = frame.format.name, frame.layout.name, frame.sample_rate
+        if is_of != self._of:
+            self._of = is_of
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
+        parts: Sequence[Any] = self._resampler.resample(frame)
+        return parts
 
 
 def _time_of(shown: Sound | Picture) -> float:

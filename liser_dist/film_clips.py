@@ -62,6 +62,11 @@ class Source:
     member: str = ""  # of a zip file, which is the place then
     fold: int = 0  # of a labelled corpus: of those with a number, no two share a speaker
 
+    @property
+    def title(self) -> str:
+        """What a person finds it by."""
+        return f"{self.place}/{self.member}" if self.member else self.place
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -124,6 +129,8 @@ def cut_film(source: Source, spec: IngestSpec, folder: Path) -> Outcome:
         for piece in pieces:
             try:
                 clip = make_clip(film, piece, spec.face, spec.normalise)
+                if clip.length_s < spec.cut.min_s:  # its pictures begin late
+                    raise SampleError(Reason.TOO_SHORT)
             except SampleError as error:
                 refused.append(_refuse(source, piece, error))
             else:
@@ -133,13 +140,12 @@ def cut_film(source: Source, spec: IngestSpec, folder: Path) -> Outcome:
 
 def _refuse(source: Source, piece: Span, error: SampleError) -> Refused:
     start_s, end_s = (round(edge, 3) for edge in piece)
-    return Refused(source.place, start_s, end_s, str(error.reason), error.detail)
+    return Refused(source.title, start_s, end_s, str(error.reason), error.detail)
 
 
 def _keep(clip: Clip, source: Source, folder: Path, labels: Mapping[str, object]) -> Made:
     key = f"{source.name}-{round(1000 * clip.facts['start_s']):09d}"
-    name = f"{source.place}/{source.member}" if source.member else source.place
-    facts = {"source": name, "source_version": source.version, **clip.facts, **labels}
+    facts = {"source": source.title, "source_version": source.version, **clip.facts, **labels}
     (folder / f"{key}.mp4").write_bytes(clip.video)
     (folder / f"{key}.json").write_text(json.dumps(facts))
     start_s, end_s = clip.facts["start_s"], clip.facts["end_s"]

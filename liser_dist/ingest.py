@@ -2,7 +2,7 @@
 
 1. sources that no manifest names, in groups           sources.py
 2. each group: its films, cut by a guarded child       cutter.py, film_clips.py
-3. clips that nobody else has, into shards; the manifest of the group, last
+3. clips that nobody else has, into shards; then, by the driver, the manifest of the group
 4. the index of all
 """
 
@@ -28,7 +28,7 @@ from liser_dist.film_clips import Made, Outcome, Refused, Source, read_clips
 from liser_dist.ingest_spec import IngestSpec
 from liser_dist.pipeline import ours_in
 from liser_dist.records import Reason
-from liser_dist.register import Fingerprint, Register
+from liser_dist.register import Register
 from liser_dist.shards import write_shard
 from liser_dist.sources import (
     DoneSource,
@@ -41,10 +41,9 @@ from liser_dist.sources import (
     grouped,
     left_to_do,
     name_of_group,
-    read_group,
     read_groups,
-    remove_leftovers,
     require_same_settings,
+    tell_leftovers,
     write_index,
 )
 
@@ -92,23 +91,26 @@ def ingest(job: Plan) -> Iterator[Group]:
 
     Raises LiserError.
     """
-    spec, done = job.spec, dict(job.done)
-    known = [(name, print_) for name, group in done.items() for print_ in group.fingerprints]
-    with _register(spec, known) as register:
-        remove_leftovers(spec.output, done)
-        groups = list(grouped(job.left, spec.resources.workers[1]))
-        for name in _run(spec, groups, register) if groups else ():
-            done[name] = read_group(spec.output, name)
-            yield done[name]
+    spec = job.spec
+    with _register(spec) as register:
+        done = read_groups(spec.output)  # once more: nobody else adds to them from now on
+        tell_leftovers(spec.output, done)
+        known = [(name, print_) for name, group in done.items() for print_ in group.fingerprints]
+        ray.get(register.learn.remote(known))
+        groups = list(grouped(left_to_do(job.sources, done), spec.resources.workers[1]))
+        for name, group in _run(spec, groups, register) if groups else ():
+            commit_group(spec.output, name, group)
+            done[name] = group
+            yield group
         write_index(spec.output, done, settings_of(spec))
 
 
 @contextmanager
-def _register(spec: IngestSpec, known: Sequence[tuple[str, Fingerprint]]) -> Iterator[Any]:
+def _register(spec: IngestSpec) -> Iterator[Any]:
     """The register of this job, which ends with it; no other job may work on the same output."""
     named = {"name": f"ingest into {spec.output}", "namespace": "liser_dist"}
     try:
-        actor = ray.remote(Register).options(num_cpus=0, **named).remote(known, spec.deduplicate)
+        actor = ray.remote(Register).options(num_cpus=0, **named).remote(spec.deduplicate)
     except ValueError as error:  # Ray's word for a name that is taken
         raise SpecError(
             f"`output` {spec.output}: another job on this cluster writes there; wait for it, or "
@@ -120,8 +122,10 @@ def _register(spec: IngestSpec, known: Sequence[tuple[str, Fingerprint]]) -> Ite
         ray.kill(actor)
 
 
-def _run(spec: IngestSpec, groups: list[list[Source]], register: Any) -> Iterator[str]:
-    """Names of the groups as they are committed."""
+def _run(
+    spec: IngestSpec, groups: list[list[Source]], register: Any
+) -> Iterator[tuple[str, Group]]:
+    """The groups whose shards are written, by name."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -137,13 +141,14 @@ def _run(spec: IngestSpec, groups: list[list[Source]], register: Any) -> Iterato
     )
     try:
         for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from batch.column("group").to_pylist()
+            for row in batch.to_pylist():
+                yield row["name"], Group.model_validate_json(row["group"])
     except ray.exceptions.RayError as error:
         raise ours_in(error) from error
 
 
 class IngestWorker:
-    """Works on one group at a time, and commits it."""
+    """Works on one group at a time: its clips, its shards, and what is to be said of it."""
 
     def __init__(self, spec: IngestSpec, register: Any) -> None:
         self._spec, self._register = spec, register
@@ -155,22 +160,24 @@ class IngestWorker:
         name = name_of_group(sources)
         folder = Path(tempfile.mkdtemp(prefix="liser-ingest-"))
         try:
-            commit_group(self._spec.output, name, self._work(name, sources, folder))
+            group = self._work(name, sources, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return pa.table({"group": [name]})
+        # The driver commits it: a worker may outlive a driver that is killed, and its successor.
+        return pa.table({"name": [name], "group": [group.model_dump_json()]})
 
     def _work(self, name: str, sources: Sequence[Source], folder: Path) -> Group:
         outcomes = [self._cutter.cut(source, folder) for source in sources]
         clips, again = self._once(name, outcomes)
         shards = list(self._write(name, folder, clips))
         pieces = [piece for outcome in outcomes for piece in outcome.refused]
+        kept = {clip.key for clip in clips}
         return Group(
             settings=settings_of(self._spec),
             sources=[
                 DoneSource(
                     place=o.source.place, member=o.source.member, version=o.source.version,
-                    length_s=o.length_s, clips=len(o.clips),
+                    length_s=o.length_s, clips=sum(clip.key in kept for clip in o.clips),
                 )
                 for o in outcomes
             ],
@@ -189,7 +196,7 @@ class IngestWorker:
         clips = [clip for (_, clip), is_new in zip(found, new, strict=True) if is_new]
         again = [
             Refused(
-                source.place, clip.start_s, round(clip.start_s + clip.length_s, 3),
+                source.title, clip.start_s, round(clip.start_s + clip.length_s, 3),
                 Reason.DUPLICATE, "",
             )
             for (source, clip), is_new in zip(found, new, strict=True) if not is_new

@@ -16,11 +16,13 @@ Fingerprint = tuple[str, str]  # digest, and likeness in hex
 class Register:
     """The clips of all groups. One a job, in an actor of its own."""
 
-    def __init__(
-        self, known: Iterable[tuple[str, Fingerprint]], how: Literal["exact", "perceptual"] | None
-    ) -> None:
-        """`known`: group and fingerprint of what was committed."""
+    def __init__(self, how: Literal["exact", "perceptual"] | None) -> None:
         self._perceptual = how == "perceptual"
+        self._groups: dict[str, str] = {}  # by digest
+        self._likenesses = _parsed("")
+
+    def learn(self, known: Iterable[tuple[str, Fingerprint]]) -> None:
+        """Group and fingerprint of what was committed."""
         known = list(known)
         self._groups = {digest: group for group, (digest, _) in known}
         self._likenesses = _parsed("".join(likeness for _, (_, likeness) in known))
@@ -32,7 +34,8 @@ class Register:
         for digest, likeness in clips:
             if digest not in self._groups and not self._has_alike(likeness):
                 self._groups[digest] = group
-                self._likenesses = np.concatenate([self._likenesses, _parsed(likeness)])
+                if self._perceptual:
+                    self._likenesses = np.concatenate([self._likenesses, _parsed(likeness)])
             mine.append(self._groups.get(digest) == group and digest not in seen)
             seen.add(digest)
         return mine

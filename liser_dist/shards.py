@@ -53,19 +53,18 @@ class ShardVisit:
 
 
 def find_shards(place: str, field: str) -> list[Shard]:
-    """The shards under a place, by name: as a complete index tells them, else as they are listed.
+    """The shards under a place, by name; where an index is complete, those that it names.
 
     Raises StorageError or ShardError, naming the spec's field, when there is none, or when the
     first is no tar, is cut off or holds no clip: then the place is wrong rather than one shard.
     """
     try:
-        if indexed := _shards_by_index(place):
-            _require_good(indexed[0], field)
-            return indexed
         files = storage.list_files(place)
     except StorageError as error:
         raise StorageError(f"`{field}`: {error}") from error
     tars = [file for file in files if file.place.endswith(".tar")]
+    if (whole := _complete_index(place, files)) is not None:
+        tars = _require_all(whole, tars, field)
     if not tars:
         raise StorageError(
             f"`{field}`: no shard (*.tar) at {place}, where {len(files)} other files are; give the "
@@ -80,18 +79,30 @@ def find_shards(place: str, field: str) -> list[Shard]:
     ]
 
 
-def _shards_by_index(place: str) -> list[Shard]:
-    """As the index of an ingest job tells them, without a listing; none where there is no such."""
+def _complete_index(place: str, files: Iterable[storage.StoredFile]) -> set[str] | None:
+    """The shards that an ingest job has finished: others, as of one that was killed, lie beside."""
+    index = storage.join(place, INDEX)
+    if all(file.place != index for file in files):
+        return None
     try:
-        index = json.loads(storage.read_bytes(storage.join(place, INDEX)))
-        if not index["complete"]:
-            return []
-        return [
-            Shard(storage.join(place, e["url"]), e["bytes"], e["version"], e["nsamples"])
-            for e in index["shardlist"]
-        ]
-    except (StorageError, ValueError, KeyError, TypeError):
-        return []
+        content = json.loads(storage.read_bytes(index))
+        if not content["complete"]:
+            return None
+        return {storage.join(place, entry["url"]) for entry in content["shardlist"]}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _require_all(
+    names: set[str], tars: Iterable[storage.StoredFile], field: str
+) -> list[storage.StoredFile]:
+    found = [tar for tar in tars if tar.place in names]
+    if missing := sorted(names - {tar.place for tar in found}):
+        raise StorageError(
+            f"`{field}`: {len(missing)} shards of {INDEX} are not there, as {missing[0]}; copy "
+            "them, or make the index anew"
+        )
+    return found
 
 
 def _require_good(tar: Shard, field: str) -> int:

@@ -5,7 +5,7 @@
     OUTPUT/index.json                all shards that are whole, for the job that reads them
     OUTPUT/rejected.parquet          all sources and pieces that gave no clip
 
-A shard that no manifest names is what was left of a job that was killed, and is removed.
+A shard that no manifest names is what was left of a job that was killed: the index leaves it out.
 """
 
 from __future__ import annotations
@@ -102,11 +102,19 @@ def find_sources(place: str, endings: Sequence[str] = VIDEO_EXTENSIONS) -> list[
     named = [f for f in files if f.place.rpartition(".")[2].lower() in endings]
     if len(named) < len(files):
         logger.info("%d files of other endings are passed over", len(files) - len(named))
+    strange = [f for f in named if not _is_utf8(f.place)]
+    if strange:
+        logger.warning("%d files whose names are no UTF-8 are passed over", len(strange))
+        named = [f for f in named if _is_utf8(f.place)]
     root = storage.resolve(place)
     return [
         Source(f.place, f.size_bytes, f.version, _name_of(f.place.removeprefix(root), f.version))
         for f in named
     ]
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def find_takes(place: str, corpus: CorpusName) -> list[Source]:
@@ -130,16 +138,23 @@ def find_takes(place: str, corpus: CorpusName) -> list[Source]:
 
 def _unzipped(sources: Sequence[Source]) -> Iterator[Source]:
     for source in sources:
-        if not source.place.endswith(".zip"):
+        members = _members_of(source) if source.place.lower().endswith(".zip") else []
+        for member in members:
+            name = _name_of(f"{source.name}/{member.filename}", source.version)
+            yield replace(source, size_bytes=member.file_size, name=name, member=member.filename)
+        if not members:
             yield source
-            continue
-        with storage.open_read(source.place) as stream, zipfile.ZipFile(stream) as archive:
-            for member in archive.infolist():
-                if member.filename.rpartition(".")[2].lower() in ENDINGS:
-                    name = _name_of(f"{source.name}/{member.filename}", source.version)
-                    yield replace(
-                        source, size_bytes=member.file_size, name=name, member=member.filename
-                    )
+
+
+def _members_of(archive: Source) -> list[zipfile.ZipInfo]:
+    """The recordings in a zip file; none of one that is damaged, which is refused then."""
+    try:
+        with storage.open_read(archive.place) as stream, zipfile.ZipFile(stream) as opened:
+            members = opened.infolist()
+    except zipfile.BadZipFile as error:
+        logger.warning("%s is no whole zip file: %s", archive.place, error)
+        return []
+    return [m for m in members if m.filename.rpartition(".")[2].lower() in ENDINGS]
 
 
 def _name_of(path: str, version: str) -> str:
@@ -205,17 +220,19 @@ def require_same_settings(output: str, groups: dict[str, Group], settings: dict[
             )
 
 
-def remove_leftovers(output: str, groups: dict[str, Group]) -> None:
-    """Shards of groups that were never committed."""
+def tell_leftovers(output: str, groups: dict[str, Group]) -> None:
+    """Shards of groups that were never committed: nothing reads them, and nobody removes them."""
     whole = {shard.url for group in groups.values() for shard in group.shards}
     try:
         tars = storage.list_files(output, ".tar")
     except MissingError:
         return
-    for tar in tars:
-        if tar.place.rpartition("/")[2] not in whole:
-            logger.warning("%s is left of a job that was killed; it is removed", tar.place)
-            storage.remove(tar.place)
+    left = [tar.place for tar in tars if tar.place.rpartition("/")[2] not in whole]
+    if left:
+        logger.warning(
+            "%d shards are in no manifest, as of a job that was killed, and not in %s: %s%s",
+            len(left), INDEX, left[0], " ..." if len(left) > 1 else "",
+        )  # fmt: skip
 
 
 def write_index(output: str, groups: dict[str, Group], settings: dict[str, Any]) -> None:

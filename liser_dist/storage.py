@@ -89,11 +89,12 @@ def join(place: str, *parts: str) -> str:
 def filesystem(place: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a place, and its path there."""
     if not is_remote(place):
-        return fsspec.core.url_to_fs(resolve(place))
-    files, path = fsspec.core.url_to_fs(resolve(place), **_S3_OPTIONS)
+        return fsspec.filesystem("file"), resolve(place)
+    files = fsspec.filesystem("s3", **_S3_OPTIONS)
     # s3fs tries 5 times, in reads 25 times, what the client tries: half an hour of silence.
     files.retries = 1
-    return files, path
+    # Not by fsspec's url_to_fs, to which `::` in a name is more than a name.
+    return files, resolve(place).removeprefix("s3://")
 
 
 @contextmanager

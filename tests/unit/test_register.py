@@ -34,7 +34,8 @@ def other_uploads(sound: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_a_digest_lands_once_and_the_same_group_hears_the_same_again():
-    register = Register([("old", ("a", "00" * 16))], "exact")
+    register = Register("exact")
+    register.learn([("old", ("a", "00" * 16))])
     new = [("a", "00" * 16), ("b", "01" * 16), ("b", "01" * 16), ("c", "01" * 16)]
     assert register.claim("one", new) == [False, True, False, True]
     assert register.claim("one", new) == [False, True, False, True]
@@ -42,7 +43,7 @@ def test_a_digest_lands_once_and_the_same_group_hears_the_same_again():
 
 
 def test_what_sounds_alike_lands_once():
-    register = Register([], "perceptual")
+    register = Register("perceptual")
     first = talk(0)
     assert register.claim("one", [print_of(first, "first")]) == [True]
     for how, sound in other_uploads(first).items():
@@ -50,11 +51,12 @@ def test_what_sounds_alike_lands_once():
 
 
 def test_what_was_committed_is_known_to_the_next_job():
-    register = Register([("old", print_of(talk(0), "first"))], "perceptual")
+    register = Register("perceptual")
+    register.learn([("old", print_of(talk(0), "first"))])
     assert register.claim("new", [print_of(0.5 * talk(0), "second")]) == [False]
 
 
 def test_other_words_are_other_clips():
-    register = Register([], "perceptual")
+    register = Register("perceptual")
     clips = [print_of(talk(seed), str(seed)) for seed in range(30)]
     assert all(register.claim("one", clips))
