@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pyroaring import BitMap
 
-from liser_dist.errors import LiserError
+from liser_dist.errors import LiserError, StorageError
 from liser_dist.records import Reason
 from liser_dist.shards import ShardVisit, find_shards, read_samples, shard_order, write_shards
 
@@ -124,6 +124,16 @@ def test_the_order_of_shards_follows_from_seed_and_epoch_alone(shards: Path) -> 
     by_epoch = [[v.shard for v in order if v.epoch == epoch] for epoch in range(20)]
     assert all(sorted(shards) == sorted(by_epoch[0]) for shards in by_epoch)
     assert len({tuple(shards) for shards in by_epoch}) > 1
+
+
+def test_a_complete_index_says_which_shards_there_are(shards: Path) -> None:
+    index = json.loads((shards / "index.json").read_text()) | {"complete": True}
+    (shards / "index.json").write_text(json.dumps(index))
+    (shards / "left-of-a-killed-job.tar").write_bytes(b"half")
+    assert [shard.clips for shard in find_shards(str(shards), "data.unlabelled")] == [10, 10, 5]
+    (shards / "000001.tar").unlink()
+    with pytest.raises(StorageError, match=r"000001\.tar.*make the index anew"):
+        find_shards(str(shards), "data.unlabelled")
 
 
 def test_an_index_that_is_none_is_passed_over(shards: Path) -> None:
