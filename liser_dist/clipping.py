@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,8 +94,9 @@ def make_clip(
     scores = {} if anyhow else _judge(look.frames, find, track, face)
     if face.speaking is not None and not anyhow:
         scores["speaking"] = _require_speaking(film, look, track, face.speaking)
+    in_film = [_scaled(box, 1 / look.scale) for box in track]
     if normalise is None and look.shown_s:
-        video, faces = _whole(film, look), [_scaled(box, 1 / look.scale) for box in track]
+        video, faces = _whole(film, look), in_film
     else:
         video, faces = _cropped(look, track, wanted)
     height, width = (round(side / look.scale) for side in look.frames.shape[1:3])
@@ -103,7 +105,7 @@ def make_clip(
         "end_s": round(look.end_s, 3),
         "faces": _rows(look.times_s - look.start_s, faces),
         "source_size": [width, height],
-        "source_faces": _rows(look.times_s, [_scaled(box, 1 / look.scale) for box in track]),
+        "source_faces": _rows(look.times_s, in_film),
         "scores": scores,
     }
     some_pixels = look.frames[:, ::8, ::8].tobytes()
@@ -132,14 +134,14 @@ def _cropped(
 
 def _whole(film: Film, look: _Look) -> bytes:
     """The whole picture, all its frames. Encoded anew, for a copy puts the sound off."""
-    first, _ = next(_upright_frames(film, look.start_s, look.start_s))
+    frames = (frame for frame, _ in _upright_frames(film, look.start_s, look.shown_s[-1]))
+    first = next(frames)
     height, width = first.shape[:2]
     encoding = Encoding(
         30, width, height, RATE_HZ, None, {"preset": "veryfast", "crf": str(WHOLE_CRF)}
     )
-    frames = (frame for frame, _ in _upright_frames(film, look.start_s, look.shown_s[-1]))
     shown_s = [time_s - look.start_s for time_s in look.shown_s]
-    return encode_film(frames, look.sound, encoding, shown_s)
+    return encode_film(itertools.chain([first], frames), look.sound, encoding, shown_s)
 
 
 def _upright_frames(
@@ -148,7 +150,7 @@ def _upright_frames(
     """Those that are shown from the first to the last, and when; of even sides, for x264."""
     for shown in film.play(first_s, last_s):
         if isinstance(shown, Picture) and first_s <= shown.time_s <= last_s:
-            yield _shrunk(shown, scale), shown.time_s
+            yield _resized(shown, scale), shown.time_s
 
 
 def _read(film: Film, piece: Span, normalise: NormaliseSpec, anyhow: bool) -> _Look:
@@ -166,7 +168,7 @@ def _read(film: Film, piece: Span, normalise: NormaliseSpec, anyhow: bool) -> _L
         if slot > last_slot:
             last_slot = slot
             scale = min(1.0, HEIGHT_PX / min(shown.frame.width, shown.frame.height))
-            kept.append(_shrunk(shown, scale))
+            kept.append(_resized(shown, scale))
             times_s.append(shown.time_s)
         if times_s:
             shown_s.append(shown.time_s)
@@ -182,7 +184,7 @@ def _read(film: Film, piece: Span, normalise: NormaliseSpec, anyhow: bool) -> _L
     return _Look(np.stack(kept), np.array(times_s), sound, scale, shown_s)
 
 
-def _shrunk(picture: Picture, scale: float) -> NDArray[np.uint8]:
+def _resized(picture: Picture, scale: float) -> NDArray[np.uint8]:
     frame = picture.frame
     width, height = (max(2, 2 * round(scale * side / 2)) for side in (frame.width, frame.height))
     small = frame.reformat(width=width, height=height, format="rgb24")

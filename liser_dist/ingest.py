@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Plan:
     capacity: cluster.Capacity
     sources: Sequence[Source]
     left: Sequence[Source]
-    done: Mapping[str, Group]  # what was committed, by the group's name
+    done: dict[str, Group]  # what was committed by then, by the group's name
 
 
 def plan(spec: IngestSpec) -> Plan:
@@ -93,7 +93,7 @@ def ingest(job: Plan) -> Iterator[Group]:
     """
     spec = job.spec
     with _register(spec) as register:
-        done = read_groups(spec.output)  # once more: nobody else adds to them from now on
+        done = read_groups(spec.output, job.done)  # nobody else adds to them from now on
         tell_leftovers(spec.output, done)
         known = [(name, print_) for name, group in done.items() for print_ in group.fingerprints]
         ray.get(register.learn.remote(known))

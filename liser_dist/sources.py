@@ -15,8 +15,9 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -162,17 +163,18 @@ def _name_of(path: str, version: str) -> str:
     return hashlib.sha256(f"{path}\n{version}".encode()).hexdigest()[:16]
 
 
-def read_groups(output: str) -> dict[str, Group]:
-    """All that was committed, by the group's name. Raises StorageError."""
+def read_groups(output: str, known: Mapping[str, Group] = MappingProxyType({})) -> dict[str, Group]:
+    """All that was committed, by the group's name; what is known is not read again, for none
+    changes. Raises StorageError."""
     try:
         files = storage.list_files(storage.join(output, MANIFEST), ".json")
     except MissingError:
         return {}
     names = [file.place.rpartition("/")[2].removesuffix(".json") for file in files]
-    return {name: read_group(output, name) for name in names}
+    return {name: known.get(name) or _read_group(output, name) for name in names}
 
 
-def read_group(output: str, name: str) -> Group:
+def _read_group(output: str, name: str) -> Group:
     place = storage.join(output, MANIFEST, f"{name}.json")
     return Group.model_validate_json(storage.read_bytes(place))
 
