@@ -32,9 +32,9 @@ def main() -> None:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)
         return
     if TEACH_ONLY in command.flags:
-        place = teaching.teach(plan)
+        store, _ = teaching.teach(plan)
         cluster.leave_ray()
-        print(place, flush=True)
+        print(store.place, flush=True)
         return
     result, place = distillation.run(plan)
     cluster.leave_ray()

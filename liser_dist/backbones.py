@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from liser_dist import drawing, synthesis
 from liser_dist.fields import EMOTIONS
-from liser_dist.fitting import save_net
+from liser_dist.huggingface_backbone import save_net
 from liser_dist.synthesis import FACE_DIMS, SAMPLE_RATE_HZ, VOICE_DIMS, Floats, Person
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,13 @@ from liser_dist.features import HOP_S, LogMel
 from liser_dist.records import Example, stable_hash, to_floats
 from liser_dist.spec import AugmentSpec, DistillSpec
 
+Floats = NDArray[np.float32]
+T = TypeVar("T")
 NO_LABEL = -100  # what torch's cross entropy leaves out
 NO_NUMBER = -1
 TEACHERS = ("speech", "face")
+# What RAVDESS and CREMA-D say, as shares; whatever else is no number is not known.
+_INTENSITIES = {"normal": 0.5, "strong": 1.0, "low": 1 / 3, "medium": 2 / 3, "high": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,10 @@ class TeacherBatch:
     embedding: Tensor  # [batch, dim], 0 where nothing
     embedded: Tensor  # [batch] bool: it has an embedding of the clip
 
+    def silent(self) -> Self:
+        """The same batch of which this teacher has said nothing."""
+        return _each(self, torch.zeros_like)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentBatch:
@@ -42,6 +50,7 @@ class StudentBatch:
     mel: Tensor  # [batch, frames, mels]
     frames: Tensor  # [batch] frames that hold sound
     label: Tensor  # [batch] emotion, or NO_LABEL
+    intensity: Tensor  # [batch] 0 to 1; 1 where it is not known
     clip: Tensor  # [batch] its number among the unlabelled clips of all epochs, or NO_NUMBER
     speech: TeacherBatch
     face: TeacherBatch
@@ -68,6 +77,46 @@ def _each(record: Any, change: Any) -> Any:
         value = getattr(record, column.name)
         changed[column.name] = change(value) if isinstance(value, Tensor) else _each(value, change)
     return replace(record, **changed)
+
+
+def intensity_of(text: str) -> float:
+    """0 to 1; 1 where it is not known."""
+    try:
+        return min(1.0, max(0.0, _INTENSITIES.get(text) or float(text)))
+    except ValueError:
+        return 1.0
+
+
+def played(waveform: Floats, speed: float) -> Floats:
+    """So much faster: [samples] -> [samples / speed]."""
+    at = np.arange(int(len(waveform) / speed)) * speed
+    return np.interp(at, np.arange(len(waveform)), waveform).astype(np.float32)
+
+
+def in_a_room(waveform: Floats, decay_s: float, rate_hz: int, draw: np.random.Generator) -> Floats:
+    """The sound and what a room adds: noise that dies away by 60 dB in `decay_s`; as loud, as long.
+
+    Polack's model of a room's late response (1988), with half of the energy in it.
+    """
+    from scipy.signal import fftconvolve  # heavy, and seldom wanted
+
+    tail = draw.standard_normal(max(1, round(decay_s * rate_hz)))
+    tail *= 10 ** (-3 * np.arange(len(tail)) / len(tail))
+    response = np.concatenate([[1.0], tail / np.linalg.norm(tail)])
+    heard = fftconvolve(waveform, response)[: len(waveform)]
+    level = np.sqrt(np.mean(waveform**2) / max(1e-12, np.mean(heard**2)))
+    return (heard * level).astype(np.float32)
+
+
+def labelled_turn(clips: Sequence[T], wanted: int, step: int, seed: int) -> list[T]:
+    """The labelled clips of a step, of all workers: a walk through seeded shuffles of them all."""
+    wanted = min(wanted, len(clips))
+    places = [divmod(place, len(clips)) for place in range(step * wanted, (step + 1) * wanted)]
+    order = {
+        lap: np.random.default_rng([seed, lap]).permutation(len(clips))
+        for lap in {lap for lap, _ in places}
+    }
+    return [clips[order[lap][place]] for lap, place in places]
 
 
 class Batcher:
@@ -133,6 +182,7 @@ class Batcher:
             mel=mel,
             frames=frames,
             label=torch.tensor(label or [NO_LABEL]),
+            intensity=torch.tensor([intensity_of(clip.intensity) for clip in examples] or [1.0]),
             clip=torch.tensor(
                 [*map(self._number, unlabelled), *([NO_NUMBER] * len(labelled))] or [NO_NUMBER]
             ),
@@ -155,7 +205,7 @@ class Batcher:
             return self._kept_mel(examples)
         waveforms = [to_floats(clip.waveform) for clip in examples]
         if draws:
-            waveforms = [self._louder(*one) for one in zip(waveforms, draws, strict=True)]
+            waveforms = [self._varied(*one) for one in zip(waveforms, draws, strict=True)]
         return self._mel(waveforms)
 
     def with_mel(self, clip: Example) -> Example:
@@ -188,9 +238,15 @@ class Batcher:
     def _draw(self, key: str, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, stable_hash(key)])
 
-    def _louder(
-        self, waveform: NDArray[np.float32], draw: np.random.Generator
-    ) -> NDArray[np.float32]:
+    def _varied(self, waveform: Floats, draw: np.random.Generator) -> Floats:
+        if self.augment.speed:
+            waveform = played(waveform, 1 + draw.uniform(-1, 1) * self.augment.speed)
+            waveform = waveform[: self.window_samples]
+        if self.augment.reverberation_s:
+            rate = int(self.features.spectrogram.sample_rate)
+            waveform = in_a_room(
+                waveform, draw.uniform() * self.augment.reverberation_s, rate, draw
+            )
         gain_db = draw.uniform(-1, 1) * self.augment.gain_db
         waveform = waveform * np.float32(10 ** (gain_db / 20))
         if self.augment.noise_db:

@@ -40,7 +40,7 @@ from liser_dist.fields import EMOTIONS
 from liser_dist.shards import ShardVisit, find_shards, read_samples, write_shards
 from liser_dist.spec import ClipSpec
 from liser_dist.synthesis import SAMPLE_RATE_HZ, Floats, Person
-from liser_dist.synthetic import SYNTHETIC_VERSION, SyntheticSpec
+from liser_dist.synthetic import SyntheticSpec
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +149,8 @@ def _enter_process() -> None:
 
 
 def _start_backbones(pool: Executor, spec: SyntheticSpec) -> dict[str, Future[Path]]:
-    folder = spec.root.parent / f"backbones-{spec.backbone_clips}-v{SYNTHETIC_VERSION}"
     return {
-        name: pool.submit(_make_backbone, name, folder / name, spec.backbone_clips)
+        name: pool.submit(_make_backbone, name, spec.backbones / name, spec.backbone_clips)
         for name in ("speech", "face")
     }
 
@@ -167,14 +166,14 @@ def _make_backbone(name: str, place: Path, clips: int) -> Path:
 def _fit_teacher(backbone: Path, labelled: Path, folder: Path) -> None:
     """A head on the labelled shards, by the path that any job's clips go."""
     from liser_dist.decode import decode_clip
-    from liser_dist.fitting import fit_head
+    from liser_dist.fitting import fit_teacher
 
     clips = [
         decode_clip(sample, _HEAD_CLIPS, start_share=0.5)
         for shard in find_shards(str(labelled), "synthetic")
         for sample in read_samples(ShardVisit(0, shard.place))
     ]
-    fit_head(backbone, clips, EMOTIONS, folder, _HEAD_CLIPS.sample_rate_hz)
+    fit_teacher(backbone, clips, EMOTIONS, folder, _HEAD_CLIPS.sample_rate_hz)
 
 
 # ---------------------------------------------------------------- shards

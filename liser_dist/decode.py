@@ -82,8 +82,7 @@ def decode_clip(sample: Sample, spec: ClipSpec, start_share: float) -> Clip:
         waveform=waveform,
         faces=faces[copies],
         has_face=has_face[copies],
-        emotion=sample.emotion,
-        speaker=sample.speaker,
+        **sample.labels(),
     )
 
 

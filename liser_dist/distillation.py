@@ -87,7 +87,7 @@ def to_train_job(job: Plan, run_place: str, desk: Any, keeping: Keeping | None) 
     embeddings = {
         name: facts.embedding_dim
         for name, facts in job.teachers.items()
-        if spec.loss.embedding and facts.embedding_dim
+        if spec.loss.uses_embeddings and facts.embedding_dim
     }
     unknown = (False,) * len(spec.emotions)
     known = [job.teachers[n].known if n in job.teachers else unknown for n in ("speech", "face")]

@@ -49,7 +49,12 @@ class LabelledSet:
 
 
 def score_student(student: Student, labelled: LabelledSet) -> Scores:
-    """A student on labelled clips; it is in evaluation mode meanwhile."""
+    """A student on labelled clips."""
+    return score(labelled.labels, answer_student(student, labelled).argmax(axis=1))
+
+
+def answer_student(student: Student, labelled: LabelledSet) -> NDArray[np.float32]:
+    """A student's logits [clips, emotions]; it is in evaluation mode meanwhile."""
     device = next(student.parameters()).device
     training = student.training
     student.eval()
@@ -58,9 +63,9 @@ def score_student(student: Student, labelled: LabelledSet) -> Scores:
         for start in range(0, len(labelled.mel), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             output = student.encode(labelled.mel[rows].to(device), labelled.frames[rows].to(device))
-            found.append(output.logits.argmax(dim=1).cpu().numpy())
+            found.append(output.logits.cpu().numpy())
     student.train(training)
-    return score(labelled.labels, np.concatenate(found))
+    return np.concatenate(found)
 
 
 def score_teacher(

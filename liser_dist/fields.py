@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -58,6 +59,39 @@ CountOrBounds = Annotated[
     Annotated[Count, Tag("count")] | Annotated[Bounds, Tag("bounds")],
     Discriminator(_which),
     BeforeValidator(_alone),
+]
+
+
+def _read_folds(given: Any) -> Any:
+    """A YAML file's content, so that a spec holds it and not where it lay."""
+    if not isinstance(given, str) or given in _BUILT_IN_FOLDS:
+        return given
+    try:
+        return yaml.safe_load(Path(given).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{given!r} cannot be read ({what}): give {' or '.join(_BUILT_IN_FOLDS)}, or a YAML "
+            "file with the speakers of each fold, such as `1: [anna, bert]`"
+        ) from error
+
+
+def _nobody_twice(folds: Any) -> Any:
+    if not isinstance(folds, str):
+        fold_of: dict[str, int] = {}
+        for fold, names in folds.items():
+            for name in names:
+                if fold_of.setdefault(name, fold) != fold:
+                    raise ValueError(f"{name!r} is in the folds {fold_of[name]} and {fold}")
+    return folds
+
+
+_BUILT_IN_FOLDS = ("ravdess", "cremad")
+Folds = Annotated[
+    Literal["ravdess", "cremad"] | dict[int, tuple[str, ...]],
+    Field(description="ravdess, cremad, or a YAML file with the speakers of each fold"),
+    BeforeValidator(_read_folds),
+    AfterValidator(_nobody_twice),
 ]
 
 EMOTIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted")

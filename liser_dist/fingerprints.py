@@ -12,9 +12,15 @@ from typing import Any
 from liser_dist import storage
 from liser_dist.model_folder import SETTINGS_FILES, WEIGHTS_FILES, find_folder
 from liser_dist.spec import DistillSpec
-from liser_dist.teacher_spec import HuggingFaceTeacher, MockTeacher, OnnxTeacher, StudentTeacher
+from liser_dist.teacher_spec import (
+    BackboneTeacher,
+    HuggingFaceTeacher,
+    MockTeacher,
+    OnnxTeacher,
+    StudentTeacher,
+)
 
-VERSION = 1  # goes up when the same settings come to mean other targets, or parts look otherwise
+VERSION = 2  # goes up when the same settings come to mean other targets, or parts look otherwise
 
 
 def target_settings(spec: DistillSpec) -> dict[str, Any]:
@@ -30,16 +36,18 @@ def target_settings(spec: DistillSpec) -> dict[str, Any]:
         "clip": clip,
         "emotions": list(spec.emotions),
         "input": f"{spec.student.mels} mels" if spec.targets.input == "log_mel" else "waveform",
-        "embeddings": spec.loss.embedding > 0,
+        "embeddings": spec.loss.uses_embeddings,
         "one_by_one": spec.deterministic,
         "teachers": {name: _teacher(teacher) for name, teacher in teachers.items() if teacher},
     }
 
 
-def _teacher(spec: HuggingFaceTeacher | OnnxTeacher | StudentTeacher | MockTeacher) -> Any:
+def _teacher(
+    spec: HuggingFaceTeacher | BackboneTeacher | OnnxTeacher | StudentTeacher | MockTeacher,
+) -> Any:
     settings = spec.model_dump(mode="json", exclude={"model", "seconds_per_clip"})
     match spec:
-        case HuggingFaceTeacher():
+        case HuggingFaceTeacher() | BackboneTeacher():
             settings["weights"] = _digest_folder(spec.model)
         case OnnxTeacher():
             settings["weights"] = hashlib.sha256(storage.read_bytes(spec.model)).hexdigest()

@@ -187,4 +187,4 @@ def _decode_or_reject(sample: Sample, spec: ClipSpec, start_share: float) -> Cli
 
 def _rejected(sample: Sample, reason: str, detail: object) -> Clip:
     why = {"reason": str(reason), "detail": one_line(detail)}
-    return Clip(**{**sample.provenance(), **why}, emotion=sample.emotion, speaker=sample.speaker)
+    return Clip(**{**sample.provenance(), **why}, **sample.labels())

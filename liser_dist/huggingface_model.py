@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ Answer = tuple[Floats, Floats]  # logits [looks, names], embeddings [looks, dim]
 
 # Parameters that a frozen net in eval mode never reads: old checkpoints lack them.
 _UNUSED_WEIGHTS = re.compile(r"masked_spec_embed|mask_token|position_ids|num_batches")
-_UNUSED_IN_ENCODERS = re.compile(rf"{_UNUSED_WEIGHTS.pattern}|pooler\.")
+UNUSED_IN_ENCODERS = re.compile(rf"{_UNUSED_WEIGHTS.pattern}|pooler\.")
 
 
 class HuggingFaceModel:
@@ -46,6 +46,7 @@ class HuggingFaceModel:
     Attributes:
         module: the transformers module (classifier, or plain encoder).
         modality: "audio", "image" or "video".
+        body: the part of it below its head.
         names: the classes in the order of the logits; empty for an encoder.
         embedding_dim: width of the embedding.
 
@@ -63,12 +64,15 @@ class HuggingFaceModel:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         path = str(find_folder(place, WEIGHTS_FILES))
         with _loading(place):
-            module = _load_module(self.folder, path)
+            module = self._load(path)
             self._extractor: Any = _load_extractor(path) if self.modality == "audio" else None
         self.module = module.to(self.device).eval().requires_grad_(False)
-        self._body = _body_of(self.module)
+        self.body = body_of(self.module)
         self._accepts = _argument_names(self.module)
         self._sample_rate_hz = sample_rate_hz
+
+    def _load(self, path: str) -> nn.Module:
+        return _load_module(self.folder, path)
 
     def answer(self, clips: Sequence[Clip]) -> list[Answer]:
         """What the net says of each clip, which must have what the net looks at.
@@ -78,7 +82,7 @@ class HuggingFaceModel:
             once at each frame with a face, the others once. Does not depend on the other clips.
         """
         answers: dict[int, Answer] = {}
-        for members in self._groups(clips):
+        for members in self.groups(clips):
             group = [clips[member] for member in members]
             logits, embedding = self.forward(self.inputs(group))
             if logits is None:
@@ -119,26 +123,35 @@ class HuggingFaceModel:
 
         cuda = self.device.type == "cuda"
         half = torch.float16 if cuda and not torch.cuda.is_bf16_supported() else torch.bfloat16
-        given = {name: value for name, value in inputs.items() if name in self._accepts}
-        bodies: list[Any] = []
-        hook = self._body.register_forward_hook(lambda _m, _i, output: bodies.append(output))
-        try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, half, enabled=cuda),
-            ):
-                output = self.module(**given)
-                embedding = _pool(self._body, bodies[-1], inputs.get("attention_mask"))
-        finally:
-            hook.remove()
+        with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=cuda):
+            logits, embedding = self._run(inputs)
         if embedding.shape[1] != self.embedding_dim:
             raise TeacherError(
                 f"teacher model {self.folder.place!r} gives embeddings of {embedding.shape[1]}, "
                 f"where its config.json says {self.embedding_dim}: mend `hidden_size` in it"
             )
-        return (output.logits.float() if self.names else None), embedding.float()
+        return (None if logits is None else logits.float()), embedding.float()
 
-    def _groups(self, clips: Sequence[Clip]) -> list[list[int]]:
+    def _run(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+        given = self._accepted(inputs)
+        bodies: list[Any] = []
+        hook = self.body.register_forward_hook(lambda _m, _i, output: bodies.append(output))
+        try:
+            output = self.module(**given)
+        finally:
+            hook.remove()
+        hidden: Tensor = bodies[-1].last_hidden_state
+        if hidden.ndim == 4:  # [n, dim, h, w] of a convolutional net
+            pooled: Tensor | None = getattr(bodies[-1], "pooler_output", None)
+            embedding = hidden.mean((2, 3)) if pooled is None else pooled.flatten(1)
+        else:
+            embedding = pool(self.body, hidden, inputs.get("attention_mask"))
+        return (output.logits if self.names else None), embedding
+
+    def _accepted(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in inputs.items() if name in self._accepts}
+
+    def groups(self, clips: Sequence[Clip]) -> list[list[int]]:
         """Clips that may share a batch.
 
         Without a mask padding is heard, and a group norm over time hears it even with one, so
@@ -208,18 +221,22 @@ def _load_module(folder: ModelFolder, path: str) -> nn.Module:
         dtype=torch.float32,
         output_loading_info=True,
     )
-    unused = _UNUSED_WEIGHTS if folder.names else _UNUSED_IN_ENCODERS
-    missing = sorted(name for name in info["missing_keys"] if not unused.search(name))
-    if missing:
-        raise TeacherError(
-            f"teacher model {folder.place!r} lacks weights that its architecture has, and would "
-            f"answer at random: {', '.join(missing[:5])}: save it again with them, or name the "
-            "architecture that it really has in config.json"
-        )
+    unused = _UNUSED_WEIGHTS if folder.names else UNUSED_IN_ENCODERS
+    require_none(folder, (name for name in info["missing_keys"] if not unused.search(name)))
     # Of a speech recogniser only the encoder hears
     if settings.is_encoder_decoder and not folder.names:
         module = module.get_encoder()
     return module
+
+
+def require_none(folder: ModelFolder, missing: Iterable[str]) -> None:
+    """Raise TeacherError where weights are missing."""
+    if names := sorted(missing):
+        raise TeacherError(
+            f"teacher model {folder.place!r} lacks weights that its architecture has, and would "
+            f"answer at random: {', '.join(names[:5])}: save it again with them, or name the "
+            "architecture that it really has in config.json"
+        )
 
 
 @contextmanager
@@ -267,11 +284,12 @@ def _load_extractor(path: str) -> Any:
     return loader.from_pretrained(path, trust_remote_code=False)
 
 
-def _body_of(module: Any) -> nn.Module:
+def body_of(module: Any) -> nn.Module:
     """The part of a classifier below its head; an encoder is its own body."""
     body = module.base_model
     if body is module and hasattr(module, "classifier"):
-        body = getattr(module, "encoder", module)  # Whisper's classifier
+        parts = (getattr(module, name, None) for name in ("encoder", "vision_model"))
+        body = next((part for part in parts if part is not None), module)  # Whisper's, CLIP's
     return body
 
 
@@ -323,12 +341,8 @@ def _height_width(size: int | dict[str, int]) -> tuple[int, int]:
     return size.get("height") or edge, size.get("width") or edge
 
 
-def _pool(body: Any, output: Any, mask: Tensor | None) -> Tensor:
-    """The body's output -> [n, dim]."""
-    hidden: Tensor = output.last_hidden_state
-    if hidden.ndim == 4:  # [n, dim, h, w] of a convolutional net
-        pooled: Tensor | None = getattr(output, "pooler_output", None)
-        return hidden.mean((2, 3)) if pooled is None else pooled.flatten(1)
+def pool(body: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """A body's hidden state [n, steps, dim] -> [n, dim], over the steps that are not padding."""
     if mask is None:
         return hidden.float().mean(1)
     steps = hidden.shape[1]

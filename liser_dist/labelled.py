@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,10 +18,13 @@ from liser_dist.targets import BrokenPartError, labelled_view
 
 
 def read_labelled(
-    job: Plan, desk: Any, keeping: Keeping | None
+    job: Plan, desk: Any, keeping: Keeping | None, taught_sets: Collection[str] = ("test",)
 ) -> tuple[dict[str, list[Example]], dict[str, list[Rejection]]]:
-    """The labelled sets, decoded and taught by the same stages as the stream, or from the store;
-    and what was rejected."""
+    """The labelled sets, decoded by the same stages as the stream, or from the store; and what was
+    rejected.
+
+    `taught_sets`: those of which the teachers are asked; a run scores them on the test set alone.
+    """
     names = [name for name in LABELLED_SETS if name in job.shards]
     if not names:
         return {}, {}
@@ -29,7 +32,8 @@ def read_labelled(
     set_of = {shard.place: name for name in names for shard in job.shards[name]}
     clips: dict[str, list[Example]] = {name: [] for name in names}
     rejected: dict[str, list[Rejection]] = {name: [] for name in names}
-    for example in labelled_examples(job, desk, keeping, list(set_of)):
+    taught = {place for place, name in set_of.items() if name in taught_sets}
+    for example in labelled_examples(job, desk, keeping, list(set_of), taught):
         name, known = set_of[example.shard], example.emotion in job.spec.emotions
         if example.rejected or not known:
             reason = example.reason or "bad_metadata"
@@ -44,10 +48,9 @@ def read_labelled(
 
 
 def labelled_examples(
-    job: Plan, desk: Any, keeping: Keeping | None, shards: Sequence[str]
+    job: Plan, desk: Any, keeping: Keeping | None, shards: Sequence[str], taught: Collection[str]
 ) -> list[Example]:
-    """By shard and index. Teachers are scored on the test set; of the others nobody asks them."""
-    taught = {shard.place for shard in job.shards.get("test", ())}
+    """By shard and index; the teachers are asked about the clips of some of the shards."""
     there: list[Example] = []
     left = list(shards)
     if keeping is not None:

@@ -58,10 +58,14 @@ def _ravdess(name: str) -> Take | None:
         speaker=f"ravdess-{actor}",
         emotion=_RAVDESS_EMOTIONS[int(emotion) - 1],
         intensity="strong" if intensity == "02" else "normal",
-        fold=(int(actor) - 1) // _ACTORS_A_FOLD + 1,
+        fold=_ravdess_fold(int(actor)),
         utterance="-".join((channel, emotion, intensity, statement, repetition, actor)),
         rank={"01": 0, "03": 1, "02": 2}[modality],
     )
+
+
+def _ravdess_fold(actor: int) -> int:
+    return (actor - 1) // _ACTORS_A_FOLD + 1
 
 
 def _all_of_ravdess(channel: str) -> Iterator[str]:
@@ -99,10 +103,14 @@ def _cremad(name: str) -> Take | None:
         speaker=f"cremad-{speaker}",
         emotion=_CREMAD_EMOTIONS[emotion],
         intensity=_LEVELS[level],
-        fold=next(n for n, last in enumerate(_LAST_OF_FOLD, 1) if int(speaker) <= last),
+        fold=_cremad_fold(int(speaker)),
         utterance=f"{speaker}_{sentence}_{emotion}_{level.replace('XX', 'X')}",
         rank=0,
     )
+
+
+def _cremad_fold(speaker: int) -> int:
+    return next(n for n, last in enumerate(_LAST_OF_FOLD, 1) if speaker <= last)
 
 
 def _all_of_cremad() -> Iterator[str]:
@@ -117,6 +125,16 @@ def _all_of_cremad() -> Iterator[str]:
 _READ: Mapping[CorpusName, Callable[[str], Take | None]] = {"ravdess": _ravdess, "cremad": _cremad}
 ENDINGS = ("mp4", "flv", "wav", "mp3", "avi", "mov", "mkv")
 _SOUND_ONLY = ("wav", "mp3")
+
+
+def fold_of_speaker(name: str) -> int | None:
+    """The fold of a speaker as these corpora's clips name them; None of anybody else."""
+    corpus, _, number = name.rpartition("-")
+    if not number.isdigit():
+        return None
+    if corpus == "ravdess" and 1 <= int(number) <= _ACTORS:
+        return _ravdess_fold(int(number))
+    return _cremad_fold(int(number)) if corpus == "cremad" and int(number) in _SPEAKERS else None
 
 
 def read_take(corpus: CorpusName, path: str) -> Take | None:

@@ -22,10 +22,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from liser_dist.batches import TEACHERS, StudentBatch
 from liser_dist.checkpoints import Checkpoint
 from liser_dist.evaluation import LabelledSet, Scores, score_student
-from liser_dist.losses import ClassBalance, counts, student_loss
+from liser_dist.losses import ClassBalance, counts, doubts, student_loss
 from liser_dist.spec import DistillSpec, LossSpec
 from liser_dist.students import Student
-from liser_dist.teacher_spec import Comparison
 
 DISTILLED = "distilled"
 AVERAGED = "averaged."  # before the names of averaged weights
@@ -39,45 +38,52 @@ class Arm:
     kind: str  # "distilled", or a comparison
     learning_rate: float
     loss: LossSpec
+    heard: Sequence[str] = TEACHERS  # the teachers that it learns from
+    second_loss: LossSpec | None = None  # in the second half, where that is another
+
+    def loss_at(self, progress: float) -> LossSpec:
+        """`progress` 0 to 1."""
+        return self.second_loss if self.second_loss and progress >= 0.5 else self.loss
 
 
 def arms_of(spec: DistillSpec) -> list[Arm]:
     """The students of a run: each way of learning with each learning rate."""
     return [
-        Arm(kind, rate, _loss_of(kind, spec.loss))
+        Arm(kind, rate, loss_of(heard, spec.loss), heard)
         for kind in (DISTILLED, *spec.compare)
         for rate in spec.train.learning_rates
+        for heard in [HEARD.get(kind, TEACHERS)]
     ]
 
 
-def _loss_of(kind: str, loss: LossSpec) -> LossSpec:
-    match kind:
-        case "labels_only":
-            return loss.model_copy(update={"speech_kl": 0.0, "face_kl": 0.0, "embedding": 0.0})
-        case "speech_only":
-            return loss.model_copy(update={"face_kl": 0.0})
-        case "face_only" | "swapped_faces":
-            return loss.model_copy(update={"speech_kl": 0.0})
-        case _:
-            return loss
+# Of ways to learn, the teachers that a student hears; of those not named here, both.
+HEARD: Mapping[str, Sequence[str]] = {
+    "labels_only": (),
+    "speech_only": ("speech",),
+    "face_only": ("face",),
+    "swapped_faces": ("face",),
+}
 
 
-def _embeddings_of(arm: Arm, embeddings: Mapping[str, int]) -> dict[str, int]:
-    """Of the teachers that this arm learns from."""
-    alone = {"speech_only": "speech", "face_only": "face", "swapped_faces": "face"}
-    if not arm.loss.embedding:
-        return {}
-    return {n: dim for n, dim in embeddings.items() if alone.get(arm.kind, n) == n}
+def loss_of(heard: Sequence[str], loss: LossSpec) -> LossSpec:
+    """What is learned of the teachers that are heard, and of labels."""
+    unheard = {f"{name}_kl": 0.0 for name in TEACHERS if name not in heard}
+    if not heard:
+        unheard |= {"embedding": 0.0, "relations": 0.0}
+    return loss.model_copy(update=unheard)
 
 
-def treated(kind: Comparison | str, batch: StudentBatch, draw: torch.Generator) -> StudentBatch:
-    """The batch as a comparison sees it: what teachers said moved to other clips."""
-    if kind not in ("shuffled_targets", "swapped_faces"):
+def treated(arm: Arm, batch: StudentBatch, draw: torch.Generator) -> StudentBatch:
+    """The batch as an arm sees it: without what it does not hear, targets moved in comparisons."""
+    for name in TEACHERS:
+        if name not in arm.heard:
+            batch = batch.with_teacher(name, batch.teacher(name).silent())
+    if arm.kind not in ("shuffled_targets", "swapped_faces"):
         return batch
-    names = TEACHERS if kind == "shuffled_targets" else ("face",)
     # Among the clips that were taught, and none keeps its own: what is taken away is whose
     # target it was, and nothing else.
-    heard = torch.stack([batch.teacher(name).given for name in names]).any(dim=0)
+    said = [batch.teacher(name) for name in arm.heard]
+    heard = torch.stack([one.given | one.embedded for one in said]).any(dim=0)
     taught = heard.nonzero()[:, 0].cpu()
     if len(taught) < 2:
         return batch
@@ -85,7 +91,7 @@ def treated(kind: Comparison | str, batch: StudentBatch, draw: torch.Generator) 
     order = torch.arange(len(heard))
     order[taught] = taught.roll(distance)
     moved = batch.rows(order.to(heard.device))
-    for name in names:
+    for name in arm.heard:
         batch = batch.with_teacher(name, moved.teacher(name))
     return batch
 
@@ -103,14 +109,17 @@ class Arms(nn.Module):
     def __iter__(self) -> Iterator[Student]:
         return iter(cast("list[Student]", list(self.students)))
 
-    def forward(self, batch: StudentBatch, totals: Tensor, draw: torch.Generator) -> Tensor:
+    def forward(
+        self, batch: StudentBatch, totals: Tensor, draw: torch.Generator, progress: float
+    ) -> Tensor:
         """[arms] this worker's part of each student's loss."""
         losses = []
         for arm, student in zip(self.arms, self, strict=True):
-            seen = treated(arm.kind, batch, draw)
+            seen = treated(arm, batch, draw)
             output = student.encode(seen.mel, seen.frames)
             projected = student.project(output.embedding)
-            losses.append(student_loss(output, projected, seen, totals, self._balance[0], arm.loss))
+            loss = arm.loss_at(progress)
+            losses.append(student_loss(output, projected, seen, totals, self._balance[0], loss))
         return torch.stack(losses)
 
 
@@ -125,11 +134,19 @@ class Learner:
     """The students of a run, their optimizer, and all that is carried from step to step."""
 
     def __init__(
-        self, spec: DistillSpec, known: Tensor, embeddings: Mapping[str, int], device: torch.device
+        self,
+        spec: DistillSpec,
+        known: Tensor,
+        embeddings: Mapping[str, int],
+        device: torch.device,
+        arms: Sequence[Arm] = (),
     ) -> None:
-        """`known` [2, emotions] bool of the two teachers; `embeddings` widths the loss needs."""
+        """`known` [2, emotions] bool of the two teachers; `embeddings` widths the loss needs.
+
+        `arms`: the spec's, when not given.
+        """
         self.spec, self.device = spec, device
-        self.arms = arms_of(spec)
+        self.arms = list(arms) or arms_of(spec)
         self.balance = ClassBalance(spec.loss.balance, known).to(device)
         self.module: Any = self._new_module(embeddings).to(device)
         self.averaged = (
@@ -141,6 +158,8 @@ class Learner:
         self.workers = dist.get_world_size() if dist.is_initialized() else 1
         self.parallel: nn.Module = self._parallel() if self.workers > 1 else self.module
         self.steps = 0
+        # Clips so far: see `losses.doubts`.
+        self.doubts = torch.zeros(3, dtype=torch.float64, device=device)
         self.best: dict[str, dict[str, Tensor]] = {}
         self.best_scores: dict[str, Scores] = {}
         self.best_rates: dict[str, float] = {}
@@ -152,7 +171,12 @@ class Learner:
             return DistributedDataParallel(self.module, broadcast_buffers=False)
 
     def _new_module(self, embeddings: Mapping[str, int]) -> nn.Module:
-        students = [self._new_student(_embeddings_of(arm, embeddings)) for arm in self.arms]
+        students = [
+            self._new_student(
+                {n: dim for n, dim in embeddings.items() if arm.loss.embedding and n in arm.heard}
+            )
+            for arm in self.arms
+        ]
         return Arms(self.arms, students, self.balance)
 
     def _new_student(self, embeddings: Mapping[str, int]) -> Student:
@@ -182,6 +206,7 @@ class Learner:
         return {
             "steps": self.steps,
             "balance": self.balance.running.tolist(),
+            "doubts": self.doubts.tolist(),
             "best": {kind: asdict(scores) for kind, scores in self.best_scores.items()},
             "learning_rates": self.best_rates,
         }
@@ -198,6 +223,7 @@ class Learner:
         self.optimizer.load_state_dict(dict(checkpoint.optimizer))
         self.steps = checkpoint.state["steps"]
         self.balance.running.copy_(torch.tensor(checkpoint.state["balance"]))
+        self.doubts.copy_(torch.tensor(checkpoint.state.get("doubts", [0.0] * 3)))
         self.best = dict(checkpoint.best)
         self.best_scores = {k: Scores(**found) for k, found in checkpoint.state["best"].items()}
         self.best_rates = dict(checkpoint.state["learning_rates"])
@@ -218,13 +244,18 @@ class Learner:
         torch.manual_seed(hash((self.spec.seed, self.steps, self._rank())))
         draw = torch.Generator().manual_seed(hash((self.spec.seed, self.steps)))
         self.module.train()
-        totals, sums = self._over_all_workers(counts(batch), self.balance.sums(batch))
+        totals, sums, doubted = self._over_all_workers(
+            counts(batch),
+            self.balance.sums(batch),
+            doubts(batch, self.balance.known, self.spec.loss),
+        )
+        self.doubts += doubted
         self.balance.update(sums, totals[:2])
         precision = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.spec.train.precision == "bf16"
         )
         with precision:
-            losses = self.parallel(batch, totals, draw)
+            losses = self.parallel(batch, totals, draw, progress)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over workers, while our parts add up.
         (losses.sum() * self.workers).backward()

@@ -7,28 +7,31 @@ that any split of a batch over workers, empty ones too, adds up to the gradient 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from liser_dist.batches import NO_LABEL, TEACHERS, StudentBatch, TeacherBatch
+from liser_dist.relations import shared_relation_loss
 from liser_dist.spec import LossSpec
 from liser_dist.students import StudentOutput
 
 # What is counted over all workers before the losses are divided: see `counts`.
-COUNTED = ("speech", "face", "speech_embedding", "face_embedding", "label")
+COUNTED = ("speech", "face", "speech_embedding", "face_embedding", "label", "either")
 
 
 def counts(batch: StudentBatch) -> Tensor:
-    """[5] clips on this worker that each term of the loss speaks of, in the order of COUNTED."""
+    """[6] clips on this worker that each term of the loss speaks of, in the order of COUNTED."""
     masks = (
         batch.speech.given,
         batch.face.given,
         batch.speech.embedded,
         batch.face.embedded,
         batch.label != NO_LABEL,
+        batch.speech.given | batch.face.given,
     )
     return torch.stack([mask.sum() for mask in masks]).float()
 
@@ -113,6 +116,84 @@ def agreement(batch: StudentBatch, known: Tensor, strength: float) -> Tensor:
     return torch.where(spoke, torch.exp(-strength * js / math.log(2)), torch.ones_like(js))
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a student is compared with: one teacher's word, or one made of both."""
+
+    counted: str  # in COUNTED: the clips that it speaks of
+    weight: float  # of its divergence in the loss
+    logits: Tensor  # [batch, emotions]
+    known: Tensor  # [emotions] or [batch, emotions] bool
+    shares: Tensor  # [batch] how much each clip counts, 0 where nothing was said
+
+
+def targets_of(batch: StudentBatch, balance: ClassBalance, spec: LossSpec) -> list[Target]:
+    """One for each teacher that has a weight; or one of all of them."""
+    found = []
+    weights = zip(TEACHERS, (spec.speech_kl, spec.face_kl), strict=True)
+    for position, (name, weight) in enumerate(weights):
+        if weight:
+            said = batch.teacher(name)
+            logits, rarity = balance.balanced(position, said)
+            shares = said.kept * said.given * rarity
+            found.append(Target(name, weight, logits, balance.known[position], shares))
+    if spec.fusion != "separate" and len(found) > 1:
+        return [fused(found, spec.fusion)]
+    return found
+
+
+def fused(targets: Sequence[Target], how: str) -> Target:
+    """One target of several; where one alone spoke, its own.
+
+    `mean` of the probabilities by the targets' weights; `product` of the experts (Hinton, 2002),
+    each to the power of its weight; `confidence`: a mean that weighs each by how far it is from
+    even, 1 - H(p) / ln(emotions), too. What one does not know, the others say.
+    """
+    weight = sum(target.weight for target in targets)
+    knows = torch.stack([target.known for target in targets])[:, None]  # [targets, 1, emotions]
+    log_shares = torch.stack([masked_log_softmax(t.logits, t.known) for t in targets])
+    spoke = torch.stack([target.shares for target in targets])  # [targets, batch]
+    trust = torch.stack([target.weight / weight * target.shares for target in targets])
+    if how == "confidence":
+        trust = trust * (certainty(log_shares, knows) + 1e-6)
+    trust = trust[:, :, None] * knows  # [targets, batch, emotions]
+    trust = trust / trust.sum(dim=0).clamp(min=1e-9)
+    if how == "product":
+        logits = (trust * log_shares).sum(dim=0)
+    else:
+        logits = (trust * log_shares.exp()).sum(dim=0).clamp(min=1e-9).log()
+    known = ((spoke[:, :, None] > 0) & knows).any(dim=0)
+    return Target("either", weight, logits, known, spoke.amax(dim=0))
+
+
+def certainty(log_shares: Tensor, known: Tensor) -> Tensor:
+    """1 where all lies on one emotion, 0 where it is even: [..., emotions] -> [...]."""
+    entropy = -(log_shares.exp() * log_shares * known).sum(dim=-1)
+    return 1 - entropy / known.sum(dim=-1).clamp(min=2).log()
+
+
+def confidence(batch: StudentBatch, known: Tensor) -> Tensor:
+    """[batch] the largest probability that any teacher gives an emotion; 0 where none spoke."""
+    found = [
+        masked_softmax(said.logits, known[position]).amax(dim=1) * said.kept * said.given
+        for position, said in enumerate(map(batch.teacher, TEACHERS))
+    ]
+    return torch.stack(found).amax(dim=0)
+
+
+def doubts(batch: StudentBatch, known: Tensor, spec: LossSpec) -> Tensor:
+    """[3] clips of this worker: that were taught, too unsure to count, on which teachers differ."""
+    both = known.all(dim=0)
+    likeliest = [
+        masked_softmax(batch.teacher(name).logits, both).argmax(dim=1) for name in TEACHERS
+    ]
+    heard = batch.speech.given | batch.face.given
+    unsure = heard & (confidence(batch, known) < spec.min_confidence)
+    spoke = batch.speech.given & batch.face.given & both.any()
+    differ = spoke & (likeliest[0] != likeliest[1])
+    return torch.stack([mask.sum() for mask in (heard, unsure, differ)]).float()
+
+
 def student_loss(
     output: StudentOutput,
     projected: Mapping[str, Tensor],
@@ -124,34 +205,33 @@ def student_loss(
     """This worker's part of the loss: summed over all workers, it is the loss of the batch.
 
     `projected`: the student's embedding [batch, dim] in each teacher's space, where it is learned.
-    `totals` [5]: `counts` summed over all workers.
+    `totals` [6]: `counts` summed over all workers.
     """
     share = dict(zip(COUNTED, 1 / totals.clamp(min=1), strict=True))
     loss = output.logits.sum() * 0  # a batch that no term speaks of still has a gradient
     agree = agreement(batch, balance.known, spec.agreement) if spec.agreement else 1.0
-    for position, (name, weight) in enumerate(
-        zip(TEACHERS, (spec.speech_kl, spec.face_kl), strict=True)
-    ):
+    agree = agree * (confidence(batch, balance.known) >= spec.min_confidence)
+    for target in targets_of(batch, balance, spec):
+        kl = divergence(output.logits, target.logits, target.known, spec.temperature)
+        loss = loss + target.weight * share[target.counted] * (kl * target.shares * agree).sum()
+    for name in TEACHERS:
         said = batch.teacher(name)
-        if weight:
-            logits, weights = balance.balanced(position, said)
-            known = balance.known[position]
-            kl = divergence(output.logits, logits, known, spec.temperature)
-            loss = (
-                loss + weight * share[name] * (kl * said.kept * said.given * weights * agree).sum()
-            )
         if spec.embedding and name in projected:
             distance = 1 - functional.cosine_similarity(projected[name], said.embedding, dim=1)
-            loss = (
-                loss
-                + spec.embedding * share[f"{name}_embedding"] * (distance * said.embedded).sum()
-            )
+            part = share[f"{name}_embedding"] * (distance * said.embedded).sum()
+            loss = loss + spec.embedding * part
+        if spec.relations and said.embedding.shape[1]:
+            part = shared_relation_loss(output.embedding, said.embedding, said.embedded)
+            loss = loss + spec.relations * part
     if spec.label_ce:
-        loss = loss + spec.label_ce * share["label"] * functional.cross_entropy(
-            output.logits,
-            batch.label,
-            ignore_index=NO_LABEL,
-            label_smoothing=spec.label_smoothing,
-            reduction="sum",
-        )
+        loss = loss + spec.label_ce * share["label"] * label_losses(output, batch, spec).sum()
     return loss
+
+
+def label_losses(output: StudentOutput, batch: StudentBatch, spec: LossSpec) -> Tensor:
+    """[batch] cross entropy with labels, softer where what is felt is weak; 0 without a label."""
+    firm = (1 - spec.label_smoothing) * (1 - spec.intensity * (1 - batch.intensity))
+    log_shares = torch.log_softmax(output.logits, dim=1)
+    labelled = batch.label != NO_LABEL
+    of_label = log_shares.gather(1, batch.label.clamp(min=0)[:, None])[:, 0]
+    return -(firm * of_label + (1 - firm) * log_shares.mean(dim=1)) * labelled

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
 
 
@@ -29,5 +32,36 @@ def draw_shares(bars: Mapping[str, Mapping[str, float]], title: str, unit: str, 
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.25), frameon=False)
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+def draw_lines(
+    lines: Mapping[str, NDArray[np.float64]], title: str, across: str, up: str, file: Path
+) -> None:
+    """A line for each name, through points [n, 4]: x, y, and the least and most that y may be.
+
+    x goes by its logarithm.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for (name, points), colour in zip(lines.items(), COLOURS, strict=False):
+        x, y, low, high = points.T
+        axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+        axes.plot(x, y, color=colour, marker="o", label=name)
+    shown = sorted({x for points in lines.values() for x in points[:, 0]})
+    axes.set_xscale("log")
+    axes.set_xticks(shown, [f"{x:g}" for x in shown])
+    axes.minorticks_off()
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)

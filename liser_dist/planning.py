@@ -76,7 +76,9 @@ def require_something_to_learn(spec: DistillSpec, teachers: Mapping[str, Teacher
     if spec.loss.label_ce and spec.data.labelled is not None:
         return
     for name, facts in teachers.items():
-        if (weights[name] and any(facts.known)) or (spec.loss.embedding and facts.embedding_dim):
+        if weights[name] and any(facts.known):
+            return
+        if spec.loss.uses_embeddings and facts.embedding_dim:
             return
     raise SpecError(
         "the student would learn nothing: the teachers give embeddings alone and "

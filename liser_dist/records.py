@@ -87,13 +87,27 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(Provenance):
+class Labelled(Provenance):
+    """What a labelled shard says of a clip; nothing of it in others."""
+
+    emotion: str = ""
+    speaker: str = ""
+    intensity: str = ""  # in the corpus's own words, or 0 to 1
+
+    def labels(self) -> Row:
+        """Those fields, to build the next record from."""
+        return {name: getattr(self, name) for name in LABELS}
+
+
+LABELS = ("emotion", "speaker", "intensity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(Labelled):
     """One clip as it lies in its shard."""
 
     video: bytes = b""  # a whole file: mp4, mov, mkv, webm, avi
     faces: str = ""  # JSON [[t_s, x0, y0, x1, y1], ...] in pixels; "" = not known, "[]" = none
-    emotion: str = ""  # labelled shards only
-    speaker: str = ""  # labelled shards only
 
     @classmethod
     def from_row(cls, row: Row) -> Self:
@@ -107,7 +121,7 @@ _NONE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clip(Provenance):
+class Clip(Labelled):
     """One window of a decoded clip: what the teachers see."""
 
     waveform: NDArray[np.int16] = field(
@@ -117,8 +131,6 @@ class Clip(Provenance):
         default_factory=_NONE[np.uint8]
     )  # [n, px, px, 3] RGB; 0 = none
     has_face: NDArray[np.bool_] = field(default_factory=_NONE[np.bool_])  # [n]
-    emotion: str = ""
-    speaker: str = ""
 
     @classmethod
     def from_row(cls, row: Row, face_px: int) -> Self:
@@ -149,7 +161,7 @@ _HALVES = ("mel", "speech_logits", "speech_embedding", "face_logits", "face_embe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example(Provenance):
+class Example(Labelled):
     """What reaches a train worker: the student's input and what both teachers said.
 
     The input is either the waveform, or its log-mel where the spec keeps no waveforms.
@@ -173,8 +185,6 @@ class Example(Provenance):
     )  # empty where no face was seen
     face_kept: float = 0.0
     face_embedding: NDArray[np.float16] = field(default_factory=_NONE[np.float16])
-    emotion: str = ""
-    speaker: str = ""
 
     @classmethod
     def from_row(cls, row: Row) -> Self:
@@ -196,6 +206,5 @@ class Example(Provenance):
             face_logits=face.logits,
             face_kept=face.kept,
             face_embedding=face.embedding,
-            emotion=clip.emotion,
-            speaker=clip.speaker,
+            **clip.labels(),
         )

@@ -29,6 +29,8 @@ class ClipCounts(Record):
     rejected: int
     passes: int  # trained or rejected, once an epoch
     taught: int  # of the passes, those for which teachers were asked, and no store
+    unsure: int  # of the passes, those that no teacher was sure enough of: `loss.min_confidence`
+    differing: int  # of the passes, those of which the teachers said different emotions
     labelled: int
     labelled_rejected: int
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from liser_dist import storage
 from liser_dist.errors import CheckpointError, StorageError
-from liser_dist.fields import differences
+from liser_dist.fields import Spec, differences
 from liser_dist.shards import Shard
 from liser_dist.spec import DistillSpec
 
@@ -40,6 +40,8 @@ CHANGEABLE = (
     "train.checkpoint_every",
     "train.checkpoint_every_s",
     "train.keep",
+    "study.cell_cpus",
+    "study.resamples",
 )
 Sets = Mapping[str, Sequence[Shard]]  # by name: unlabelled, labelled, validation, test
 
@@ -66,11 +68,24 @@ def open_run(spec: DistillSpec, shards: Sets) -> Run:
         lock = _lock(newest)
         _require_same_spec(newest, spec)
         return Run(newest, _same_shards(newest, shards), True, lock)
-    for number in count(max(numbers, default=0) + 1):
+    return _begin(_claim(folder, max(numbers, default=0)), spec, shards)
+
+
+def new_run(spec: Spec, output: str, name: str) -> str:
+    """The place of a run that nothing goes on with: it is short."""
+    folder = storage.join(output, name)
+    numbers = [int(entry) for entry in storage.list_folders(folder) if entry.isdigit()]
+    place = _claim(folder, max(numbers, default=0))
+    _write_json(storage.join(place, "spec.json"), spec.model_dump(mode="json"))
+    return place
+
+
+def _claim(folder: str, last: int) -> str:
+    for number in count(last + 1):
         place = storage.join(folder, f"{number:03d}")
         if storage.claim(place):
-            break  # else another job was faster
-    return _begin(place, spec, shards)
+            return place  # else another job was faster
+    raise AssertionError
 
 
 def _is_unfinished(place: str) -> bool:

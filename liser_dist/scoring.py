@@ -26,6 +26,7 @@ def summarise(
 ) -> DistillResult:
     """The result of a run, with the test set scored once."""
     spec, ledger = job.spec, checkpoint.ledger
+    _, unsure, differing = checkpoint.state.get("doubts", [0] * 3)
     test = labelled.get("test", [])
     students = {
         kind: score_kept(summary.checkpoint, kind, checkpoint, test) for kind in checkpoint.best
@@ -41,6 +42,8 @@ def summarise(
             rejected=ledger.rejected,
             passes=ledger.passes,
             taught=checkpoint.state["taught"],
+            unsure=round(unsure),
+            differing=round(differing),
             labelled=sum(len(clips) for clips in labelled.values()),
             labelled_rejected=sum(len(rejected[name]) for name in labelled),
         ),

@@ -22,13 +22,14 @@ from pyroaring import BitMap
 from liser_dist import storage
 from liser_dist.errors import ShardError, StorageError
 from liser_dist.hiding import without
-from liser_dist.records import Reason, Sample
+from liser_dist.records import LABELS, Reason, Row, Sample
 
 logger = logging.getLogger(__name__)
 
 VIDEO_EXTENSIONS = ("mp4", "mov", "mkv", "webm", "avi", "flv", "ts")
 _VIDEO_ENDINGS = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
 INDEX = "index.json"  # webdataset's own form: {"shardlist": [{"url", "nsamples"}, ...]}
+_NO_LABELS: Row = dict.fromkeys(LABELS, "")
 _TAR_END = bytes(1024)  # an archive ends with two blocks of zeros
 
 
@@ -166,7 +167,7 @@ def read_samples(visit: ShardVisit, labelled: bool = True) -> Iterator[Sample]:
     _require_version(visit)
     for sample in _with_the_last_marked(_all_samples(visit)):
         if sample.index not in visit.finished:
-            yield sample if labelled else replace(sample, emotion="", speaker="")
+            yield sample if labelled else replace(sample, **_NO_LABELS)
 
 
 def _require_version(visit: ShardVisit) -> None:
@@ -216,10 +217,10 @@ def _sample(members: Mapping[str, Any], shard: str, index: int, epoch: int) -> S
     try:
         facts = json.loads(members.get("json", b"{}"))
         faces = json.dumps(facts["faces"]) if facts.get("faces") is not None else ""
-        emotion, speaker = (str(facts.get(name) or "") for name in ("emotion", "speaker"))
+        labels: Row = {name: str(facts[name]) for name in LABELS if facts.get(name) is not None}
     except (ValueError, AttributeError, RecursionError) as error:
         return Sample(**provenance, reason=Reason.BAD_METADATA, detail=str(error)[:200])
-    return Sample(**provenance, video=video, faces=faces, emotion=emotion, speaker=speaker)
+    return Sample(**provenance, video=video, faces=faces, **labels)
 
 
 def _video_of(members: Mapping[str, Any]) -> bytes | None:

@@ -116,15 +116,33 @@ class LossSpec(Spec):
     speech_kl: Weight = 1.0
     face_kl: Weight = 1.0
     embedding: Weight = Field(0.0, description="cosine distance to the teachers' embeddings")
+    relations: Weight = Field(
+        0.0, description="how clips of a batch lie to each other in the teachers' embeddings"
+    )
     label_ce: Weight = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    intensity: Share = Field(
+        0.0, description="labels of what is weakly felt are softer, by as much as this"
+    )
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    fusion: Literal["separate", "mean", "product", "confidence"] = Field(
+        "separate",
+        description="the teachers' targets apart, a loss each; or one of both: their mean, their "
+        "product, or a mean in which the surer one weighs more",
+    )
+    min_confidence: Share = Field(
+        0.0, description="clips on which no teacher is as sure as this are left out"
+    )
     agreement: Weight = Field(
         0.0, description="how much clips weigh less on which the teachers differ: exp(-a * JS/ln 2)"
     )
     balance: Literal["none", "distribution_alignment", "resample"] = Field(
         "distribution_alignment", description="against the neutral that fills web video"
     )
+
+    @property
+    def uses_embeddings(self) -> bool:
+        return bool(self.embedding or self.relations)
 
 
 class AugmentSpec(Spec):
@@ -133,6 +151,12 @@ class AugmentSpec(Spec):
     gain_db: Annotated[float, Field(ge=0)] = 6.0
     noise_db: Annotated[float, Field(ge=0)] = Field(
         0.0, description="white noise at this signal-to-noise ratio or up to 20 dB better; 0 = none"
+    )
+    speed: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="played faster or slower by this share or less, which moves its pitch too"
+    )
+    reverberation_s: Annotated[float, Field(ge=0, le=5)] = Field(
+        0.0, description="as in a room whose sound dies away, by 60 dB, in this time or less"
     )
     time_mask_s: Annotated[float, Field(ge=0)] = 0.3
     frequency_mask: Share = 0.15
@@ -283,7 +307,7 @@ class DistillSpec(Spec):
     def _input_can_be_augmented(self) -> None:
         if self.targets.input != "log_mel":
             return
-        for name in ("gain_db", "noise_db"):
+        for name in ("gain_db", "noise_db", "speed", "reverberation_s"):
             if value := getattr(self.augment, name):
                 raise ValueError(
                     f"`augment.{name}` {value:g} changes the waveform, and `targets.input: "
@@ -309,6 +333,7 @@ class DistillSpec(Spec):
             "loss.face_kl": self.loss.face_kl and self.teachers.face,
             "loss.label_ce": self.loss.label_ce and self.data.labelled,
             "loss.embedding": self.loss.embedding,
+            "loss.relations": self.loss.relations,
         }
         if not any(learns.values()):
             raise ValueError(

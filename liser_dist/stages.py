@@ -190,7 +190,7 @@ class Teach:
         said = {name: self._ask(teacher, clips) for name, teacher in self.teachers.items()}
         speech, face = said.get("speech", silence), said.get("face", silence)
         for clip, heard, seen in zip(clips, speech, face, strict=True):
-            if not self.spec.loss.embedding:
+            if not self.spec.loss.uses_embeddings:
                 heard, seen = _without_embedding(heard), _without_embedding(seen)
             yield Example.of(clip, heard, seen)
 

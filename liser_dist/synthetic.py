@@ -35,6 +35,12 @@ class SyntheticSpec(Spec):
         made_of = {**self.model_dump(exclude={"place"}), "version": SYNTHETIC_VERSION}
         return Path(self.place).expanduser() / f"corpus-{fingerprint(made_of)}"
 
+    @property
+    def backbones(self) -> Path:
+        """Where the nets lie that its teachers are fitted on: "speech" and "face"."""
+        name = f"backbones-{self.backbone_clips}-v{SYNTHETIC_VERSION}"
+        return Path(self.place).expanduser() / name
+
     def places(self) -> dict[str, str]:
         """The four shard sets: labelled, unlabelled, validation, test."""
         return {
@@ -78,6 +84,9 @@ def _with_synthetic_teachers(
     for name, folder in synthetic.teachers().items():
         own = {"kind": "huggingface", "model": folder, "labels": labels}
         wanted = given.get(name, {})
-        another = not isinstance(wanted, dict) or wanted.get("kind", own["kind"]) != own["kind"]
-        teachers[name] = wanted if another else {**own, **wanted}
+        kind = wanted.get("kind", own["kind"]) if isinstance(wanted, dict) else None
+        if kind == "backbone":
+            teachers[name] = {"model": str(synthetic.backbones / name), **wanted}
+        else:
+            teachers[name] = {**own, **wanted} if kind == own["kind"] else wanted
     return teachers

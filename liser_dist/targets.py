@@ -31,7 +31,7 @@ from liser_dist import storage
 from liser_dist.errors import MissingError, StorageError
 from liser_dist.fields import fingerprint
 from liser_dist.fingerprints import target_settings
-from liser_dist.records import Example
+from liser_dist.records import LABELS, Example
 from liser_dist.spec import DistillSpec
 from liser_dist.tables import EXAMPLES, to_examples
 
@@ -280,7 +280,7 @@ class StretchWriter:
         content = io.BytesIO()
         pq.write_table(
             rows, content, row_group_size=GROUP, compression="zstd", compression_level=1,
-            use_dictionary=["shard", "reason", "emotion", "speaker"], write_page_checksum=True,
+            use_dictionary=["shard", "reason", *LABELS], write_page_checksum=True,
         )  # fmt: skip
         try:
             place = self._store.place_of(part)

@@ -30,6 +30,17 @@ class HuggingFaceTeacher(Spec):
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
+class BackboneTeacher(Spec):
+    """A net below its head, which gives embeddings alone: heads are fitted on them later.
+
+    wav2vec 2.0, HuBERT, WavLM, Whisper and their like give the mean over time of each layer, one
+    after the other; others what their classifier's last linear layer is given.
+    """
+
+    kind: Literal["backbone"] = "backbone"
+    model: Place
+
+
 class ImageInput(Spec):
     """How an ONNX face net wants its crops: (pixel - mean) * scale, N x C x size x size."""
 
@@ -94,9 +105,12 @@ class MockTeacher(Spec):
 
 
 SpeechTeacher = Annotated[
-    HuggingFaceTeacher | OnnxTeacher | StudentTeacher | MockTeacher, Field(discriminator="kind")
+    HuggingFaceTeacher | BackboneTeacher | OnnxTeacher | StudentTeacher | MockTeacher,
+    Field(discriminator="kind"),
 ]
-FaceTeacher = Annotated[HuggingFaceTeacher | OnnxTeacher | MockTeacher, Field(discriminator="kind")]
+FaceTeacher = Annotated[
+    HuggingFaceTeacher | BackboneTeacher | OnnxTeacher | MockTeacher, Field(discriminator="kind")
+]
 
 
 class TeachersSpec(Spec):

@@ -25,6 +25,7 @@ from liser_dist.model_folder import Modality, read_model_folder
 from liser_dist.records import Clip, Targets, stable_hash, to_floats
 from liser_dist.spec import ClipSpec
 from liser_dist.teacher_spec import (
+    BackboneTeacher,
     HuggingFaceTeacher,
     MockTeacher,
     OnnxTeacher,
@@ -48,7 +49,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-TeacherSpec = HuggingFaceTeacher | OnnxTeacher | StudentTeacher | MockTeacher
+TeacherSpec = HuggingFaceTeacher | BackboneTeacher | OnnxTeacher | StudentTeacher | MockTeacher
 
 _LARGEST = float(np.finfo(np.float16).max)
 _LEAST_LOG = -20.0  # of a probability: exp(-20) = 2e-9, and float16 holds it to 1 %
@@ -99,6 +100,11 @@ def describe_teacher(spec: TeacherSpec, emotions: Sequence[str], clip: ClipSpec)
         case HuggingFaceTeacher():
             folder = read_model_folder(spec.model)
             found = folder.names, folder.embedding_dim, folder.modality
+        case BackboneTeacher():
+            from liser_dist.huggingface_backbone import backbone_shape
+
+            layers, dim = backbone_shape(spec.model)
+            found = (), layers * dim, read_model_folder(spec.model).modality
         case OnnxTeacher() | StudentTeacher():
             model = _load_model(spec, clip)
             found = model.names, model.embedding_dim, model.modality
@@ -126,11 +132,17 @@ def load_teacher(spec: TeacherSpec, emotions: Sequence[str], clip: ClipSpec) -> 
         return SeededTeacher(spec, emotions)
     model = _load_model(spec, clip)
     mapping = map_names(spec.model, model.names, _labels_of(spec), emotions)
-    return ModelTeacher(model, mapping, spec.temperature)
+    return ModelTeacher(model, mapping, getattr(spec, "temperature", 1.0))
 
 
-def _load_model(spec: HuggingFaceTeacher | OnnxTeacher | StudentTeacher, clip: ClipSpec) -> Model:
+def _load_model(
+    spec: HuggingFaceTeacher | BackboneTeacher | OnnxTeacher | StudentTeacher, clip: ClipSpec
+) -> Model:
     match spec:
+        case BackboneTeacher():
+            from liser_dist.huggingface_backbone import HuggingFaceBackbone
+
+            return HuggingFaceBackbone(spec.model, clip.sample_rate_hz)
         case HuggingFaceTeacher():
             return HuggingFaceModel(spec.model, clip.sample_rate_hz)
         case OnnxTeacher():
@@ -144,10 +156,8 @@ def _load_model(spec: HuggingFaceTeacher | OnnxTeacher | StudentTeacher, clip: C
 # ---------------------------------------------------------------- names -> emotions
 
 
-def _labels_of(
-    spec: HuggingFaceTeacher | OnnxTeacher | StudentTeacher,
-) -> Mapping[str, str] | None:
-    return None if isinstance(spec, StudentTeacher) else spec.labels
+def _labels_of(spec: TeacherSpec) -> Mapping[str, str] | None:
+    return getattr(spec, "labels", None)
 
 
 def map_names(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from liser_dist import cluster, pipeline, screen
 from liser_dist.errors import SpecError, StorageError
 from liser_dist.labelled import read_labelled
 from liser_dist.ledger import Ledger
 from liser_dist.planning import Plan
+from liser_dist.records import Example
 from liser_dist.schedule import to_teach
 from liser_dist.shards import ShardVisit, shard_order
 from liser_dist.targets import TargetStore
 
 
-def teach(job: Plan) -> str:
-    """Fill the target store with what is not yet in it, and train nothing; returns its place."""
+def teach(
+    job: Plan, taught_sets: Collection[str] = ("test",)
+) -> tuple[TargetStore, dict[str, list[Example]]]:
+    """Fill the target store with what is not yet in it, and train nothing.
+
+    Returns the store, and the labelled sets; `taught_sets`: see `read_labelled`.
+    """
     if job.spec.targets.store is None:
         raise SpecError("`--teach-only` fills `targets.store`, which is off: give a place for it")
     cluster.start_ray(job.capacity)
@@ -23,7 +29,7 @@ def teach(job: Plan) -> str:
     assert keeping is not None
     if not keeping.store.writable:
         raise StorageError(f"`targets.store`: {job.spec.targets.store} takes nothing: see above")
-    read_labelled(job, desk, keeping)
+    labelled, _ = read_labelled(job, desk, keeping, taught_sets)
     epochs = min(job.spec.targets.windows, job.spec.train.epochs)
     visits = shard_order(job.shards["unlabelled"], epochs, job.spec.seed)
     left = to_teach(visits, Ledger(), keeping.store, keeping.store.find(), deterministic=False)
@@ -34,8 +40,9 @@ def teach(job: Plan) -> str:
         with screen.counted(clips) as count:
             for rows in pipeline.read_kept(taught):
                 count(rows)
-    require_taught(pipeline.finish_keeping(keeping), visits)
-    return keeping.store.place
+    store = pipeline.finish_keeping(keeping)
+    require_taught(store, visits)
+    return store, labelled
 
 
 def require_taught(store: TargetStore, visits: Sequence[ShardVisit]) -> None:

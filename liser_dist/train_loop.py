@@ -14,15 +14,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import ray
 import ray.train
 import torch
-from numpy.typing import NDArray
-from torch import distributed as dist
 
 from liser_dist import storage
-from liser_dist.batches import Batcher
+from liser_dist.batches import Batcher, labelled_turn
 from liser_dist.budget import require_within
 from liser_dist.checkpoints import Checkpoint, CheckpointWriter, load_checkpoint, load_newest
 from liser_dist.clock import Clock
@@ -42,6 +39,7 @@ from liser_dist.schedule import to_read
 from liser_dist.stages import Keeping
 from liser_dist.tables import to_examples
 from liser_dist.targets import Part, Stored
+from liser_dist.together import gather, told_by_the_first
 from liser_dist.train_job import SUMMARY, Summary, TrainJob
 
 logger = logging.getLogger(__name__)
@@ -96,7 +94,7 @@ class TrainLoop:
     def _begin(self) -> None:
         """From the run's newest checkpoint, the same on all workers; else as the spec says."""
         newest = load_newest(self.job.run) if self.rank == 0 else None
-        place = self._told_by_the_first(newest and newest[0])
+        place = told_by_the_first(newest and newest[0])
         if place is not None:
             self._restore(newest[1] if newest else load_checkpoint(place))
         elif self.spec.start_from is not None:
@@ -105,12 +103,6 @@ class TrainLoop:
             ray.get(self.job.desk.begin.remote(self.ledger.verdicts()))
             remove_later(self.job.run, self.learner.steps)
             forget_after(self.job.run, self.learner.steps)
-
-    def _told_by_the_first(self, value: T | None) -> T | None:
-        told = [value]
-        if self.workers > 1:
-            dist.broadcast_object_list(told, src=0)
-        return told[0]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.learner.restore(checkpoint)
@@ -144,7 +136,7 @@ class TrainLoop:
     def _train_on_stored(self, keeping: Keeping) -> None:
         """What an earlier epoch, or another run, has had taught."""
         store, batch = keeping.store, self.spec.train.batch_size
-        stored = self._told_by_the_first(self._find_stored(keeping) if self.rank == 0 else None)
+        stored = told_by_the_first(self._find_stored(keeping) if self.rank == 0 else None)
         assert stored is not None
         share = self.job.share(self.rank, self.workers)
         first = sum(self.job.share(rank, self.workers) for rank in range(self.rank))
@@ -201,10 +193,7 @@ class TrainLoop:
         """What all workers have for this step, in the order of their ranks; no clip's content."""
         bare = [Provenance(**row.provenance()) for row in rows]
         message = Message(bare, failure, self.notices.due(NOTICE_EVERY_S))
-        told = [message] * self.workers
-        if self.workers > 1:
-            dist.all_gather_object(told, message)
-        return told
+        return gather(message)
 
     def _learn(self, rows: Sequence[Example]) -> Step:
         step = self.learner.steps
@@ -212,20 +201,10 @@ class TrainLoop:
         return self.learner.learn(batch, self.progress)
 
     def _labelled_rows(self, step: int) -> list[Example]:
-        """This worker's labelled clips of a step: a walk through seeded shuffles of them all."""
-        wanted = min(self.spec.train.labelled_batch_size, len(self.labelled))
-        if not wanted:
-            return []
-        first = step * wanted
-        places = [
-            divmod(position, len(self.labelled))
-            for position in range(first, first + wanted)[self.rank :: self.workers]
-        ]
-        order = {lap: self._order(lap) for lap in {lap for lap, _ in places}}
-        return [self.labelled[order[lap][place]] for lap, place in places]
-
-    def _order(self, lap: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.spec.seed, lap]).permutation(len(self.labelled))
+        """This worker's labelled clips of a step."""
+        wanted = self.spec.train.labelled_batch_size
+        turn = labelled_turn(self.labelled, wanted, step, self.spec.seed) if wanted else []
+        return turn[self.rank :: self.workers]
 
     @property
     def progress(self) -> float:

@@ -26,13 +26,13 @@ def work(config: dict[str, Any], stream: Iterator[Any]) -> None:
     job: TrainJob = config["job"]
     torch.set_num_threads(max(1, int(job.spec.resources.worker_cpus)))
     torch.use_deterministic_algorithms(job.spec.deterministic, warn_only=True)
-    with _joined(get_device()):
+    with joined(get_device()):
         labelled, validation = ray.get([config["labelled"], config["validation"]])
         TrainLoop(job, stream, labelled, validation).run()
 
 
 @contextmanager
-def _joined(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device) -> Iterator[None]:
     """The worker in torch's process group, when it is not alone."""
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from liser_dist.errors import TeacherError
-from liser_dist.fitting import find_head, fit_head, fit_regression
+from liser_dist.fitting import fit_teacher
+from liser_dist.heads import fit_head
+from liser_dist.huggingface_backbone import find_head
 from liser_dist.huggingface_model import HuggingFaceModel
 from liser_dist.records import Clip
 
@@ -85,7 +87,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_a_head_fitted_on_few_clips_knows_new_ones(
     backbone: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
-    fit_head(backbone, clips, EMOTIONS, tmp_path / "teacher")
+    fit_teacher(backbone, clips, EMOTIONS, tmp_path / "teacher")
     rng = np.random.default_rng(1)
     new = [tone(emotion, rng) for emotion in EMOTIONS * 5]
     answers = HuggingFaceModel(str(tmp_path / "teacher")).answer(new)
@@ -97,7 +99,7 @@ def test_a_head_fitted_on_few_clips_knows_new_ones(
 def test_a_saved_teacher_names_the_emotions_and_gives_the_regressions_logits(
     backbone: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
-    fit_head(backbone, clips, EMOTIONS, tmp_path / "teacher")
+    fit_teacher(backbone, clips, EMOTIONS, tmp_path / "teacher")
     teacher = HuggingFaceModel(str(tmp_path / "teacher"))
     assert teacher.names == EMOTIONS
     given: list[torch.Tensor] = []
@@ -114,8 +116,7 @@ def test_a_saved_teacher_names_the_emotions_and_gives_the_regressions_logits(
         ]
     )
     embeddings = torch.cat(given)
-    weight, bias = fit_regression(embeddings, labels, len(EMOTIONS))
-    expected = embeddings @ weight.T + bias
+    expected = fit_head(embeddings[:, None], labels, len(EMOTIONS)).logits(embeddings[:, None])
     np.testing.assert_allclose(np.concatenate(answers), expected.numpy(), atol=1e-5)
 
 
@@ -123,7 +124,7 @@ def test_fitting_again_writes_the_same_bytes(
     backbone: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        fit_head(backbone, clips, EMOTIONS, tmp_path / name)
+        fit_teacher(backbone, clips, EMOTIONS, tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(files)
     for file in files:
@@ -134,15 +135,15 @@ def test_an_emotion_without_clips_is_refused_by_name(
     backbone: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
     with pytest.raises(TeacherError, match="no labelled clip shows angry"):
-        fit_head(backbone, clips, (*EMOTIONS, "angry"), tmp_path / "teacher")
+        fit_teacher(backbone, clips, (*EMOTIONS, "angry"), tmp_path / "teacher")
 
 
 def test_a_rare_emotion_weighs_as_much_as_a_common_one() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([0] * 180 + [1] * 20)
     embeddings = torch.randn(200, 3, generator=generator) + labels[:, None]
-    weight, bias = fit_regression(embeddings, labels, 2)
-    found = (embeddings @ weight.T + bias).argmax(1)
+    embeddings = embeddings[:, None]
+    found = fit_head(embeddings, labels, 2).logits(embeddings).argmax(1)
     assert (found[labels == 1] == 1).float().mean() > 0.7
 
 
@@ -150,15 +151,15 @@ def test_few_examples_do_not_make_a_head_certain() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(6).repeat(2)
     embeddings = torch.randn(12, 64, generator=generator)
-    weight, bias = fit_regression(embeddings, labels, 6)
-    new = torch.randn(100, 64, generator=generator)
-    sure = (new @ weight.T + bias).softmax(1).amax(1).mean()
+    head = fit_head(embeddings[:, None], labels, 6)
+    new = torch.randn(100, 1, 64, generator=generator)
+    sure = head.logits(new).softmax(1).amax(1).mean()
     assert sure < 0.6
 
 
 def test_a_dimension_that_never_moves_does_no_harm() -> None:
     embeddings = torch.tensor([[0.0, 3.0], [1.0, 3.0], [0.1, 3.0], [0.9, 3.0]])
-    weight, bias = fit_regression(embeddings, torch.tensor([0, 1, 0, 1]), 2)
-    assert torch.isfinite(weight).all()
-    assert weight[:, 1].abs().max() < 1e-6
-    assert (embeddings @ weight.T + bias).argmax(1).tolist() == [0, 1, 0, 1]
+    head = fit_head(embeddings[:, None], torch.tensor([0, 1, 0, 1]), 2)
+    assert torch.isfinite(head.weight).all()
+    assert head.weight[:, 1].abs().max() < 1e-6
+    assert head.logits(embeddings[:, None]).argmax(1).tolist() == [0, 1, 0, 1]

@@ -11,6 +11,7 @@ import yaml
 from liser_dist.command import read_command
 from liser_dist.errors import SpecError
 from liser_dist.spec import DistillSpec
+from liser_dist.study_spec import METHODS, StudySpec
 
 ROOT = Path(__file__).parents[2]
 SPEC: dict[str, Any] = {
@@ -182,3 +183,37 @@ def test_workers_must_agree_with_what_else_is_asked(
 ) -> None:
     with pytest.raises(SpecError, match=words):
         read(file, *arguments)
+
+
+STUDY = ROOT / "jobs" / "specs" / "study-synthetic.yaml"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--teachers.face.kind", "mock"], ["teachers.face", "kind: backbone"]),
+        (["--targets.store", "off"], ["targets.store", "off"]),
+        (["--loss.embedding", "0"], ["loss.embedding", "both_embeddings"]),
+        (["--study.folds", "ravdess"], ["either `data.test` or `study.folds`"]),
+        (["--study.seeds", "[1, 1]"], ["study", "seeds", "twice"]),
+        (
+            ["--train.learning_rates", "[0.1, 0.2]", "--data.validation", "x"],
+            ["train.learning_rates", "takes one"],
+        ),
+        (["--study.methods", '["both", "neither"]'], ["study.methods", "neither"]),
+        (["--train.labelled_batch_size", "0"], ["train.labelled_batch_size", "above 0"]),
+        (["--compare", '["labels_only"]'], ["no `compare`", "study.methods"]),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(given: list[str], words: list[str]) -> None:
+    with pytest.raises(SpecError) as refused:
+        read_command([str(STUDY), *given], STUDY, "about", StudySpec)
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["study-synthetic", "study-ravdess", "study-cremad"])
+def test_a_ready_study_is_sound(name: str) -> None:
+    file = ROOT / "jobs" / "specs" / f"{name}.yaml"
+    spec = read_command([str(file)], file, "about", StudySpec).spec
+    assert spec.study.methods == METHODS

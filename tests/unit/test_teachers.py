@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -37,10 +36,10 @@ from liser_dist.teacher_spec import (
     WaveformInput,
 )
 from liser_dist.teachers import ModelTeacher, describe_teacher, fold, load_teacher, map_names
+from tests.hub_models import LABELS, MODELS, save
 from tests.nets import face_net, speech_net
 
 CLIP = ClipSpec()
-LABELS = {"neu": "neutral", "hap": "happy", "ang": "angry", "sad": "sad"}
 KNOWN = (True, True, True, True, False, False)
 
 Make = Callable[[str], Path]
@@ -70,77 +69,6 @@ def make_clip(
 
 # ---------------------------------------------------------------- tiny models
 
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "initializer_range": 0.3,  # so large that what goes in shows in what comes out
-}
-SOUND: dict[str, Any] = {
-    **SHAPE,
-    "conv_dim": (16, 16, 16),
-    "conv_kernel": (10, 8, 8),
-    "conv_stride": (5, 4, 4),
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
-    "classifier_proj_size": 16,
-}
-IMAGE: dict[str, Any] = {**SHAPE, "image_size": 32, "patch_size": 8}
-CLASSES: dict[str, Any] = {"id2label": dict(enumerate(LABELS))}
-SQUARE = {"height": 32, "width": 32}
-WHISPER: dict[str, Any] = {
-    "d_model": 32,
-    "vocab_size": 100,
-    "init_std": 0.3,
-    **{f"{half}_layers": 1 for half in ("encoder", "decoder")},
-    **{f"{half}_attention_heads": 2 for half in ("encoder", "decoder")},
-    **{f"{half}_ffn_dim": 64 for half in ("encoder", "decoder")},
-    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1),
-}
-
-
-def _build(name: str) -> tuple[Any, Any]:
-    t: Any = transformers
-    masked = t.Wav2Vec2FeatureExtractor(return_attention_mask=True)
-    match name:
-        case "wav2vec2":
-            config = t.Wav2Vec2Config(**SOUND, **CLASSES, feat_extract_norm="layer")
-            return t.Wav2Vec2ForSequenceClassification(config), masked
-        case "wav2vec2-group-norm":
-            config = t.Wav2Vec2Config(**SOUND, **CLASSES, feat_extract_norm="group")
-            unmasked = t.Wav2Vec2FeatureExtractor(return_attention_mask=False)
-            return t.Wav2Vec2ForSequenceClassification(config), unmasked
-        case "hubert-encoder":
-            return t.HubertModel(t.HubertConfig(**SOUND, feat_extract_norm="layer")), masked
-        case "ast":
-            config = t.ASTConfig(**SHAPE, **CLASSES, max_length=128, num_mel_bins=32)
-            extractor = t.ASTFeatureExtractor(max_length=128, num_mel_bins=32)
-            return t.ASTForAudioClassification(config), extractor
-        case "whisper":
-            config = t.WhisperConfig(**WHISPER)
-            return t.WhisperForConditionalGeneration(config), t.WhisperFeatureExtractor()
-        case "vit":
-            config = t.ViTConfig(**IMAGE, **CLASSES)
-            return t.ViTForImageClassification(config), t.ViTImageProcessorPil(size=SQUARE)
-        case "resnet":
-            config = t.ResNetConfig(
-                embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **CLASSES
-            )
-            processor = t.ConvNextImageProcessorPil(size={"shortest_edge": 32})
-            return t.ResNetForImageClassification(config), processor
-        case "videomae":
-            config = t.VideoMAEConfig(**IMAGE, **CLASSES, num_frames=4)
-            processor = t.VideoMAEImageProcessorPil(size={"shortest_edge": 32}, crop_size=SQUARE)
-            return t.VideoMAEForVideoClassification(config), processor
-        case "clip":
-            text = {**SHAPE, "vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
-            config = t.CLIPConfig(text_config=text, vision_config=IMAGE)
-            processor = t.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size=SQUARE)
-            return t.CLIPModel(config), processor
-        case _:
-            raise AssertionError(name)
-
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Make:
@@ -148,12 +76,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
     def make(name: str) -> Path:
         folder = root / name
-        if not folder.exists():
-            torch.manual_seed(0)
-            model, processor = _build(name)
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-        return folder
+        return folder if folder.exists() else save(name, folder)
 
     return make
 
@@ -249,7 +172,7 @@ def test_pixels_are_those_of_the_models_own_processor(make_model: Make, name: st
     gradient = np.add.outer(np.arange(112), np.arange(112)).astype(np.uint8)
     clip.faces[:] = gradient[None, :, :, None]
     [pixels] = model.inputs([clip]).values()
-    _, processor = _build(name)
+    _, processor = MODELS[name]()
     frames = list(clip.faces)
     expected = processor([frames] if name == "videomae" else frames, return_tensors="pt")
     one_level = 1 / 255 / 0.225

@@ -1,0 +1,101 @@
+"""A student or a teacher on labelled shards: through the same stages as any job's clips."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from liser_dist import cluster, pipeline, storage
+from liser_dist.assessment import Assessment, assess
+from liser_dist.errors import SpecError, TeacherError
+from liser_dist.evaluate_spec import EvaluateSpec
+from liser_dist.faces import check_detector
+from liser_dist.label_draws import find_folds
+from liser_dist.labelled import read_labelled
+from liser_dist.planning import Plan
+from liser_dist.records import Example
+from liser_dist.runs import RESULT, new_run
+from liser_dist.shards import find_shards
+from liser_dist.spec import DistillSpec
+from liser_dist.teachers import TeacherFacts, describe_teacher
+
+
+def plan(spec: EvaluateSpec) -> Plan:
+    """A job whose only clips are the labelled ones, and their teacher the model.
+
+    Raises LiserError.
+    """
+    started = time.time()
+    try:
+        facts = describe_teacher(spec.model, spec.emotions, spec.clip)
+    except TeacherError as error:
+        raise TeacherError(f"`model`: {error}") from error
+    if not any(facts.known):
+        raise SpecError(f"`model`: a {spec.model.kind} names no emotion: give a classifier")
+    slot = "speech" if facts.modality in ("audio", "any") else "face"
+    job = _to_job(spec, slot)
+    capacity = cluster.find_cluster()
+    cluster.require_fit(job, capacity)
+    storage.require_writable(job.output, "output")
+    check_detector(job.clip.face_detector, "clip.face_detector")
+    return Plan(
+        spec=job,
+        capacity=capacity,
+        shards={"test": find_shards(spec.data.labelled, "data.labelled")},
+        teachers={slot: facts},
+        started=started,
+    )
+
+
+def _to_job(spec: EvaluateSpec, slot: str) -> DistillSpec:
+    place = spec.data.labelled
+    job = DistillSpec.model_validate(
+        {
+            "name": spec.name,
+            "emotions": spec.emotions,
+            "data": {"unlabelled": place, "test": place},
+            "clip": spec.clip.model_dump(),
+            "teachers": {slot: spec.model.model_dump(), "batch_size": spec.batch_size},
+            "resources": spec.resources.model_dump(),
+            "output": spec.output,
+        }
+    )
+    return job.with_absolute_places()
+
+
+def run(job: Plan, spec: EvaluateSpec) -> tuple[Assessment, str]:
+    """Returns the assessment, and the place where it was written. Raises LiserError."""
+    run_place = new_run(spec, job.spec.output, spec.name)
+    cluster.start_ray(job.capacity)
+    labelled, rejected = read_labelled(job, pipeline.open_desk(), None)
+    ((slot, facts),) = job.teachers.items()
+    clips = [clip for clip in labelled["test"] if getattr(clip, f"{slot}_logits").size]
+    if not clips:
+        raise SpecError(f"`data.labelled`: no clip of {spec.data.labelled} shows the model a face")
+    fold_of = find_folds(spec.folds, (clip.speaker for clip in clips), "folds")
+    scores = assess(
+        clips,
+        _logits(clips, slot, facts),
+        spec.emotions,
+        fold_of if spec.folds is not None else {},
+        spec.resamples,
+    )
+    found = Assessment(
+        name=spec.name,
+        model=getattr(spec.model, "model", spec.model.kind),
+        rejected=len(rejected["test"]),
+        not_answered=len(labelled["test"]) - len(clips),
+        seconds=time.time() - job.started,
+        **scores,
+    )
+    place = storage.join(run_place, RESULT)
+    storage.write_bytes(place, found.model_dump_json(indent=1).encode())
+    return found, place
+
+
+def _logits(clips: list[Example], slot: str, facts: TeacherFacts) -> NDArray[np.float32]:
+    """[clips, emotions]; nothing of the emotions that the model does not know."""
+    said = np.stack([getattr(clip, f"{slot}_logits").astype(np.float32) for clip in clips])
+    return np.where(np.asarray(facts.known), said, -np.inf)

@@ -1,0 +1,105 @@
+"""Which labels may be known, and who is tested: nobody is on both sides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from liser_dist.errors import SpecError
+from liser_dist.label_draws import (
+    draw_labels,
+    find_folds,
+    require_all_classes,
+    require_disjoint,
+    require_speakers,
+)
+from liser_dist.records import Example
+from liser_dist.study_spec import AxesSpec
+
+
+def clips(speakers: int = 4, each: int = 5) -> list[Example]:
+    return [
+        Example(
+            key=f"{speaker}-{emotion}-{number}", shard="s", index=0, epoch=0,
+            emotion=emotion, speaker=f"p{speaker}",
+        )
+        for speaker in range(speakers)
+        for emotion in ("sad", "happy")
+        for number in range(each)
+    ]  # fmt: skip
+
+
+def test_shares_are_nested_and_even_over_classes_and_speakers() -> None:
+    pool, before = clips(), set[str]()
+    for share, per_class in ((0.01, 1), (0.2, 4), (0.4, 8), (1.0, 20)):
+        drawn = draw_labels(pool, share, seed=3)
+        assert Counter(clip.emotion for clip in drawn) == {"sad": per_class, "happy": per_class}
+        of_speaker = Counter((clip.emotion, clip.speaker) for clip in drawn)
+        if per_class >= 4:
+            assert set(of_speaker.values()) == {per_class // 4}
+        now = {clip.key for clip in drawn}
+        assert before <= now
+        before = now
+
+
+def test_a_draw_follows_from_its_seed_and_not_from_the_order_of_the_clips() -> None:
+    pool = clips()
+    one, again = draw_labels(pool, 0.2, 0), draw_labels(pool[::-1], 0.2, 0)
+    assert {clip.key for clip in one} == {clip.key for clip in again}
+    assert {clip.key for clip in one} != {clip.key for clip in draw_labels(pool, 0.2, 1)}
+
+
+def test_the_folds_of_known_corpora_are_their_speakers() -> None:
+    assert find_folds("ravdess", ["ravdess-01", "ravdess-04", "ravdess-05", "ravdess-24"], "f") == {
+        "ravdess-01": 1, "ravdess-04": 1, "ravdess-05": 2, "ravdess-24": 6,
+    }  # fmt: skip
+    assert find_folds("cremad", ["cremad-1018", "cremad-1019", "cremad-1091"], "f") == {
+        "cremad-1018": 1, "cremad-1019": 2, "cremad-1091": 5,
+    }  # fmt: skip
+    with pytest.raises(SpecError, match="'anna'"):
+        find_folds("cremad", ["anna"], "study.folds")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("1: [anna, bert]\n2: [bert]\n", "'bert' is in the folds 1 and 2"),
+        ("[anna, bert]\n", "valid dictionary"),
+        (": :", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_folds_of_ones_own_are_checked(text: str | None, match: str, tmp_path: Path) -> None:
+    file = tmp_path / "folds.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValidationError, match=match):
+        AxesSpec(folds=str(file))
+
+
+def test_folds_of_ones_own_are_kept_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "folds.yaml"
+    file.write_text("1: [anna]\n2: [bert]\n")
+    folds = AxesSpec(folds=str(file)).folds
+    file.unlink()
+    assert find_folds(folds, ["anna", "bert"], "f") == {"anna": 1, "bert": 2}
+    with pytest.raises(SpecError, match="'cas' is in none of the folds"):
+        find_folds(folds, ["anna", "cas"], "f")
+
+
+def test_nobody_is_on_both_sides() -> None:
+    train, test = clips()[:10], clips()[10:]
+    require_disjoint(train, test)
+    with pytest.raises(SpecError, match="'p1' is on both sides"):
+        require_disjoint([*train, test[0]], test)
+
+
+def test_a_class_or_a_speaker_that_is_missing_is_named() -> None:
+    with pytest.raises(SpecError, match="no clip of angry"):
+        require_all_classes(clips(), ("sad", "angry"), "data.labelled")
+    nobody = Example(key="k", shard="s", index=0, epoch=0, emotion="sad")
+    with pytest.raises(SpecError, match="k of s has no `speaker`"):
+        require_speakers([nobody], "data.labelled")
