@@ -148,13 +148,3 @@ def test_a_teacher_that_two_workers_trained_is_the_one_that_jobs_load(
     recalls = [found["by_speaker"][name] for name in unseen]
     right = sum(EMOTIONS[int(np.argmax(row["shares"]))] == row["emotion"] for row in rows)
     assert right == round(sum(one["war"] * one["clips"] for one in recalls))
-
-
-def test_a_label_that_nobody_has_is_told_and_not_what_the_users_would_have_to_guess(
-    run: Run, people: str, clips: Path, tmp_path: Path
-) -> None:
-    spec = study_spec(people, clips, tmp_path)
-    done = run("study", spec | {"emotions": [*EMOTIONS, "calm"]})
-    assert done.code == 2
-    assert "`data.labelled` has no clip of calm" in done.err
-    assert "Traceback" not in done.err
