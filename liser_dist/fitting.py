@@ -67,8 +67,7 @@ def _embed(
     given: list[np.ndarray] = []
     numbers: list[int] = []
     for clip in clips:
-        usable = clip.waveform.size if net.modality == "audio" else clip.has_face.any()
-        if clip.emotion in emotions and usable:
+        if clip.emotion in emotions and clip.shows(net.modality):
             # One at a time: no clip's embedding may depend on its company.
             ((_, looks),) = net.answer([clip])
             given.append(looks)

@@ -74,6 +74,27 @@ def find_folds(
     return {name: found[name] for name in names}
 
 
+def split_by_fold(
+    pool: Sequence[L], test: Sequence[L], fold_of: Mapping[str, int]
+) -> dict[int, tuple[list[L], list[L]]]:
+    """For each fold the clips to train on and those to test: its own, or the test set.
+
+    Raises SpecError when somebody is on both sides, or a side is empty.
+    """
+    splits = {}
+    for fold in sorted(set(fold_of.values())):
+        if test:
+            train, tested = list(pool), list(test)
+        else:
+            train = [clip for clip in pool if fold_of[clip.speaker] != fold]
+            tested = [clip for clip in pool if fold_of[clip.speaker] == fold]
+        require_disjoint(train, tested)
+        if not (train and tested):
+            raise SpecError("all speakers are in one fold: give two folds at least")
+        splits[fold] = train, tested
+    return splits
+
+
 def require_disjoint(train: Iterable[Labelled], test: Iterable[Labelled]) -> None:
     """Raise SpecError when somebody speaks on both sides of a split: scores would flatter."""
     if both := {clip.speaker for clip in train} & {clip.speaker for clip in test}:

@@ -132,6 +132,12 @@ class Clip(Labelled):
     )  # [n, px, px, 3] RGB; 0 = none
     has_face: NDArray[np.bool_] = field(default_factory=_NONE[np.bool_])  # [n]
 
+    def shows(self, modality: str) -> bool:
+        """Whether there is anything in it for a net of "audio", "image" or "video"."""
+        if self.rejected:
+            return False
+        return bool(self.waveform.size if modality == "audio" else self.has_face.any())
+
     @classmethod
     def from_row(cls, row: Row, face_px: int) -> Self:
         values = {column.name: row[column.name] for column in fields(cls)}

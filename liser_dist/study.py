@@ -13,10 +13,10 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,14 @@ import ray
 
 from liser_dist import screen, storage, study_report
 from liser_dist.cluster import Capacity
-from liser_dist.errors import CapacityError, SpecError
-from liser_dist.label_draws import ALL, find_folds, require_all_classes, require_speakers
+from liser_dist.errors import CapacityError
+from liser_dist.label_draws import (
+    draw_labels,
+    find_folds,
+    require_all_classes,
+    require_speakers,
+    split_by_fold,
+)
 from liser_dist.pipeline import ours_in
 from liser_dist.planning import Plan
 from liser_dist.records import Example
@@ -49,16 +55,13 @@ def run(job: Plan) -> tuple[StudyResult, str]:
     assert isinstance(spec, StudySpec)
     require_room(spec, job.capacity)
     store, labelled = teach(job, taught_sets=("labelled", "test"))
-    for name, clips in labelled.items():
-        require_speakers(clips, f"data.{name}")
-    require_all_classes(labelled["labelled"], spec.emotions, "data.labelled")
-    speakers = [clip.speaker for clip in labelled["labelled"]]
-    fold_of = find_folds(spec.study.folds, speakers, "study.folds")
+    sides = draw_sides(spec, labelled["labelled"], labelled.get("test", []))
     begun = open_run(spec, job.shards)  # all that the user might have to mend is known by now
     if begun.goes_on:
         screen.console.print(f"going on with the study {begun.place}")
-    study = Study(spec, store, begun.shards["unlabelled"], fold_of, layers_of(spec))
-    return finish(job, run_cells(study, labelled, begun), begun)
+    study = Study(spec, store, begun.shards["unlabelled"], layers_of(spec))
+    clips = to_table([*labelled["labelled"], *labelled.get("test", [])], Example)
+    return finish(job, run_cells(study, sides, clips, begun.place), begun)
 
 
 def require_room(spec: StudySpec, capacity: Capacity) -> None:
@@ -83,29 +86,53 @@ def layers_of(spec: StudySpec) -> dict[str, int]:
     }
 
 
-def cells_of(study: Study) -> list[Cell]:
-    axes = study.spec.study
-    folds = [ALL] if axes.folds is None else sorted(set(study.fold_of.values()))
-    if axes.folds is not None and len(folds) < 2:
-        raise SpecError("`study.folds` puts all speakers into one fold: give two")
-    return [Cell(*cell) for cell in product(sorted(set(axes.label_shares)), folds, axes.seeds)]
+# ---------------------------------------------------------------- which labels, who is tested
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The labelled clips of a cell, as rows of the table of all."""
+
+    known: Sequence[int]  # whose labels it may use
+    tested: Sequence[int]
+
+
+def draw_sides(
+    spec: StudySpec, pool: Sequence[Example], test: Sequence[Example]
+) -> dict[Cell, Sides]:
+    """The sides of each cell, all drawn before any begins. Raises SpecError."""
+    for name, clips in (("labelled", pool), ("test", test)):
+        require_speakers(clips, f"data.{name}")
+    fold_of = find_folds(spec.study.folds, (clip.speaker for clip in pool), "study.folds")
+    row_of = {(clip.shard, clip.index): row for row, clip in enumerate([*pool, *test])}
+
+    def rows(clips: Iterable[Example]) -> list[int]:
+        return [row_of[clip.shard, clip.index] for clip in clips]
+
+    sides = {}
+    for fold, (train, tested) in split_by_fold(pool, test, fold_of).items():
+        # The labels are the same for all methods: of clips that show both teachers something.
+        shown = [clip for clip in train if clip.speech_embedding.size and clip.face_embedding.size]
+        require_all_classes(shown, spec.emotions, "data.labelled")
+        for share, seed in product(spec.study.label_shares, spec.study.seeds):
+            known = draw_labels(shown, share, seed)
+            sides[Cell(share, fold, seed)] = Sides(rows(known), rows(tested))
+    return dict(sorted(sides.items()))
 
 
 # ---------------------------------------------------------------- cells
 
 
 def run_cells(
-    study: Study, labelled: Mapping[str, Sequence[Example]], begun: Run
+    study: Study, sides: Mapping[Cell, Sides], clips: pa.Table, place: str
 ) -> dict[Cell, Said]:
-    """All cells, those that had ended before read from the run's folder. Raises LiserError."""
-    cells = cells_of(study)
-    said = {cell: found for cell in cells if (found := _read(begun.place, cell)) is not None}
-    left = [cell for cell in cells if cell not in said]
+    """All cells, those that had ended before read from the run's place. Raises LiserError."""
+    said = {cell: found for cell in sides if (found := _read(place, cell)) is not None}
+    left = [cell for cell in sides if cell not in said]
     screen.console.print(f"{len(left)} cells, {len(study.spec.study.methods)} methods in each")
-    clips = {name: ray.put(to_table(of_set, Example)) for name, of_set in labelled.items()}
     task = ray.remote(_run_cell).options(num_cpus=study.spec.study.cell_cpus)
-    shared = ray.put(study)
-    waiting = {task.remote(shared, cell, begun.place, list(clips.items())): cell for cell in left}
+    shared, table = ray.put(study), ray.put(clips)
+    waiting = {task.remote(shared, cell, sides[cell], table, place): cell for cell in left}
     while waiting:
         done, _ = ray.wait(list(waiting))
         cell = waiting.pop(done[0])
@@ -113,37 +140,23 @@ def run_cells(
             seconds = ray.get(done[0])
         except ray.exceptions.RayError as error:
             raise ours_in(error) from error
-        found = _read(begun.place, cell)
+        found = _read(place, cell)
         assert found is not None
         said[cell] = found
-        _tell(study.spec, cell, found, f"{len(said)}/{len(cells)}", seconds)
+        _tell(study.spec, cell, found, f"{len(said)}/{len(sides)}", seconds)
     return said
 
 
-def _run_cell(study: Study, cell: Cell, place: str, sets: Sequence[tuple[str, Any]]) -> float:
+def _run_cell(study: Study, cell: Cell, sides: Sides, table: pa.Table, place: str) -> float:
     """Leaves the cell's answers; returns how long it took, in seconds."""
     import torch
 
     begun = time.monotonic()
     torch.set_num_threads(max(1, int(study.spec.study.cell_cpus)))
-    labelled = {name: to_examples(ray.get(clips)) for name, clips in sets}
-    pool, test = split(study, cell, labelled)
-    said = run_cell(study, cell, pool, test)
+    known, tested = (to_examples(table.take(rows)) for rows in (sides.known, sides.tested))
+    said = run_cell(study, cell, known, tested)
     storage.write_bytes(_place_of(place, cell), _pack(said))
     return time.monotonic() - begun
-
-
-def split(
-    study: Study, cell: Cell, labelled: Mapping[str, Sequence[Example]]
-) -> tuple[list[Example], list[Example]]:
-    """The clips whose labels a cell may draw from, and those that it tests."""
-    pool = labelled["labelled"]
-    if study.spec.study.folds is None:
-        return list(pool), list(labelled["test"])
-    sides: tuple[list[Example], list[Example]] = ([], [])
-    for clip in pool:
-        sides[study.fold_of[clip.speaker] == cell.fold].append(clip)
-    return sides
 
 
 def _tell(spec: StudySpec, cell: Cell, said: Said, count: str, seconds: float) -> None:

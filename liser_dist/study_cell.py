@@ -1,9 +1,9 @@
 """One cell of a study: a draw of labels, heads for the teachers, a student for each method.
 
-1. the share of the labels that this cell may know is drawn, of speakers that are not tested
-2. each teacher's head is fitted on it, over the embeddings that the target store has
-3. the students learn side by side from the same batches of unlabelled clips
-4. students and teachers are asked about the test clips
+1. each teacher's head is fitted on the labels that were drawn for the cell, over the embeddings
+   that the target store has
+2. the students learn side by side from the same batches of unlabelled clips
+3. students and teachers are asked about the test clips
 
 No step counts on validation, for its labels would be labels too: the last weights are the ones.
 """
@@ -22,7 +22,7 @@ from liser_dist.batches import TEACHERS, Batcher, labelled_turn
 from liser_dist.errors import StorageError
 from liser_dist.evaluation import LabelledSet, answer_student
 from liser_dist.heads import Head, fit_calibrated_head
-from liser_dist.label_draws import draw_labels, require_all_classes, require_disjoint
+from liser_dist.label_draws import require_disjoint
 from liser_dist.learning import Arm, Learner, loss_of
 from liser_dist.ledger import Ledger
 from liser_dist.records import Example
@@ -69,19 +69,17 @@ class Study:
     spec: StudySpec
     store: TargetStore
     shards: Sequence[Shard]  # unlabelled
-    fold_of: Mapping[str, int]  # by speaker
     layers: Mapping[str, int]  # of each teacher's backbone
 
 
 def run_cell(
-    study: Study, cell: Cell, pool: Sequence[Example], test: Sequence[Example]
+    study: Study, cell: Cell, known: Sequence[Example], test: Sequence[Example]
 ) -> tuple[list[Answers], list[Answers]]:
-    """The students' answers, and the teachers'. Raises LiserError."""
-    require_disjoint(pool, test)
-    # The labels are the same for all methods: of clips that show both teachers something.
-    shown = [clip for clip in pool if all(_embedding(clip, name).size for name in TEACHERS)]
-    require_all_classes(shown, study.spec.emotions, "data.labelled, where a face is seen,")
-    known = draw_labels(shown, cell.label_share, cell.seed)
+    """The students' answers, and the teachers'; `known`: whose labels it may use.
+
+    Raises LiserError.
+    """
+    require_disjoint(known, test)
     heads = {name: fit(known, name, study) for name in TEACHERS}
     students = train(study, cell, known, heads)
     batcher = Batcher.of(study.spec)

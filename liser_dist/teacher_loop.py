@@ -105,8 +105,7 @@ class TeacherLoop:
             return clip.reason
         if clip.emotion not in self.spec.emotions:
             return f"emotion {clip.emotion!r} is none of the job's"
-        seen = clip.waveform.size if self.backbone.modality == "audio" else clip.has_face.any()
-        return "" if seen else Reason.NO_FACE
+        return "" if clip.shows(self.backbone.modality) else Reason.NO_FACE
 
     def _everybody(self, name: str) -> list[str]:
         here = {clip.speaker for clip in self.clips.get(name, ())}

@@ -230,18 +230,13 @@ class ModelTeacher:
         self._temperature = temperature
 
     def teach(self, clips: Sequence[Clip]) -> list[Targets]:
-        usable = [index for index, clip in enumerate(clips) if self._can_use(clip)]
+        usable = [n for n, clip in enumerate(clips) if clip.shows(self.model.modality)]
         targets = [Targets()] * len(clips)
         if usable:
             answers = self.model.answer([clips[index] for index in usable])
             for index, answer in zip(usable, answers, strict=True):
                 targets[index] = self._targets(clips[index], answer)
         return targets
-
-    def _can_use(self, clip: Clip) -> bool:
-        if clip.rejected:
-            return False
-        return bool(clip.waveform.size if self.model.modality == "audio" else clip.has_face.any())
 
     def _targets(self, clip: Clip, answer: Answer) -> Targets:
         """The mean over looks, of probabilities and of embeddings."""

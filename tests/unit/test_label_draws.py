@@ -15,6 +15,7 @@ from liser_dist.label_draws import (
     require_all_classes,
     require_disjoint,
     require_speakers,
+    split_by_fold,
 )
 from liser_dist.records import Example
 from liser_dist.study_spec import AxesSpec
@@ -103,3 +104,24 @@ def test_a_class_or_a_speaker_that_is_missing_is_named() -> None:
     nobody = Example(key="k", shard="s", index=0, epoch=0, emotion="sad")
     with pytest.raises(SpecError, match="k of s has no `speaker`"):
         require_speakers([nobody], "data.labelled")
+
+
+def test_every_speaker_is_tested_once_and_never_learned_from_then() -> None:
+    pool = clips()
+    fold_of = {"p0": 1, "p1": 1, "p2": 2, "p3": 3}
+    splits = split_by_fold(pool, [], fold_of)
+    assert sorted(c.key for _, tested in splits.values() for c in tested) == sorted(
+        c.key for c in pool
+    )
+    for train, tested in splits.values():
+        assert not {c.speaker for c in train} & {c.speaker for c in tested}
+        assert len(train) + len(tested) == len(pool)
+    with pytest.raises(SpecError, match="two folds"):
+        split_by_fold(pool, [], dict.fromkeys(fold_of, 1))
+
+
+def test_a_test_set_of_ones_own_shares_no_speaker() -> None:
+    pool, test = clips()[:20], clips()[20:]
+    assert split_by_fold(pool, test, {"p0": 1, "p1": 1}) == {1: (pool, test)}
+    with pytest.raises(SpecError, match="'p1' is on both sides"):
+        split_by_fold(pool, clips()[19:], {"p0": 1, "p1": 1})
