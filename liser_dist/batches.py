@@ -49,6 +49,8 @@ class StudentBatch:
 
     mel: Tensor  # [batch, frames, mels]
     frames: Tensor  # [batch] frames that hold sound
+    faces: Tensor  # [batch, n, px, px] grey, 0 to 1; none of them for students that only hear
+    seen: Tensor  # [batch, n] bool: there is one
     label: Tensor  # [batch] emotion, or NO_LABEL
     intensity: Tensor  # [batch] 0 to 1; 1 where it is not known
     clip: Tensor  # [batch] its number among the unlabelled clips of all epochs, or NO_NUMBER
@@ -131,8 +133,11 @@ class Batcher:
         seed: int,
         window_samples: int,
         first_clips: Mapping[tuple[int, str], int] | None = None,
+        faces: tuple[int, int] = (0, 0),
     ) -> None:
         """`embeddings`: the width of each teacher's embedding that the loss needs.
+
+        `faces`: how many a student sees of a clip at most, and their size in pixels.
 
         `first_clips`: the number of each epoch's and shard's first clip, where they are numbered.
         """
@@ -143,6 +148,7 @@ class Batcher:
         self.seed = seed
         self.window_samples = window_samples
         self.first_clips = first_clips or {}
+        self.most_faces, self.face_px = faces
 
     @classmethod
     def of(
@@ -160,6 +166,7 @@ class Batcher:
             spec.seed,
             round(spec.clip.window_s * spec.clip.sample_rate_hz),
             first_clips,
+            (spec.clip.faces if spec.student.seen_px else 0, spec.student.seen_px),
         )
 
     def batch(
@@ -175,12 +182,15 @@ class Batcher:
         draws += [self._draw(clip.key, epoch) for clip in labelled]
         mel, frames = self.heard(examples, draws)
         self._mask_bands_and_spans(mel, frames, draws)
+        faces, seen = self.seen(examples, draws)
         label = [NO_LABEL] * len(unlabelled)
         label += [self.emotions.index(clip.emotion) for clip in labelled]
         taught = [*unlabelled, *(Example(**clip.provenance()) for clip in labelled)]
         return StudentBatch(
             mel=mel,
             frames=frames,
+            faces=faces,
+            seen=seen,
             label=torch.tensor(label or [NO_LABEL]),
             intensity=torch.tensor([intensity_of(clip.intensity) for clip in examples] or [1.0]),
             clip=torch.tensor(
@@ -207,6 +217,26 @@ class Batcher:
         if draws:
             waveforms = [self._varied(*one) for one in zip(waveforms, draws, strict=True)]
         return self._mel(waveforms)
+
+    def seen(
+        self, examples: Sequence[Example], draws: Sequence[np.random.Generator] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """[batch, n, px, px] from 0 to 1, and [batch, n] bool where there is a face.
+
+        `draws`: which way each looks and in what light; as it is, without.
+        """
+        rows, px = max(1, len(examples)), self.face_px
+        faces = torch.zeros(rows, self.most_faces, px, px)
+        there = torch.zeros(rows, self.most_faces, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            if not (example.faces.size and self.most_faces):
+                continue
+            pixels = torch.from_numpy(example.faces.astype(np.float32) / 255).reshape(-1, px, px)
+            if draws:
+                pixels = pixels.flip(2) if draws[row].uniform() < 0.5 else pixels
+                pixels = (pixels * draws[row].uniform(0.8, 1.2)).clamp(max=1)
+            faces[row, : len(pixels)], there[row, : len(pixels)] = pixels, True
+        return faces, there
 
     def with_mel(self, clip: Example) -> Example:
         """The clip with its log-mel in place of the waveform; as it is when it was rejected."""

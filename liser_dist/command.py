@@ -127,7 +127,7 @@ def explain(error: ValidationError, source: object) -> str:
 
 def _without_tags(location: tuple[int | str, ...]) -> Iterator[str]:
     """The dotted name as the user writes it: pydantic puts a union's `kind` into it."""
-    tagged = {"speech", "face", "student", "input"}
+    tagged = {"speech", "face", "student", "input", "model"}
     for position, part in enumerate(location):
         before = location[position - 1] if position else None
         is_kind = before in tagged and position < len(location) - 1

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from liser_dist.fields import EMOTIONS, Count, Folds, Place, Spec
 from liser_dist.spec import ClipSpec, ResourcesSpec
-from liser_dist.teacher_spec import SpeechTeacher
+from liser_dist.teacher_spec import AnyTeacher
 
 
 class LabelledSpec(Spec):
@@ -22,7 +22,7 @@ class EvaluateSpec(Spec):
     emotions: tuple[str, ...] = Field(EMOTIONS, min_length=2)
     data: LabelledSpec
     clip: ClipSpec = ClipSpec()
-    model: SpeechTeacher = Field(
+    model: AnyTeacher = Field(
         description="`kind: student` with a checkpoint, or a teacher as in a job's spec"
     )
     batch_size: Count = Field(32, description="clips the model sees at once")

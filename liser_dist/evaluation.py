@@ -33,6 +33,8 @@ class LabelledSet:
 
     mel: Tensor  # [clips, frames, mels]
     frames: Tensor  # [clips]
+    faces: Tensor  # [clips, n, px, px]
+    seen: Tensor  # [clips, n]
     labels: NDArray[np.int64]  # [clips]
 
     @classmethod
@@ -44,6 +46,7 @@ class LabelledSet:
         return cls(
             torch.cat([mel for mel, _ in parts]),
             torch.cat([frames for _, frames in parts]),
+            *batcher.seen(clips),
             np.array([batcher.emotions.index(clip.emotion) for clip in clips]),
         )
 
@@ -62,7 +65,8 @@ def answer_student(student: Student, labelled: LabelledSet) -> NDArray[np.float3
     with torch.inference_mode():
         for start in range(0, len(labelled.mel), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            output = student.encode(labelled.mel[rows].to(device), labelled.frames[rows].to(device))
+            parts = (labelled.mel, labelled.frames, labelled.faces, labelled.seen)
+            output = student.encode(*(part[rows].to(device) for part in parts))
             found.append(output.logits.cpu().numpy())
     student.train(training)
     return np.concatenate(found)

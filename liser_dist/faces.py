@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from liser_dist.errors import SampleError, SpecError
-from liser_dist.records import Reason
+from liser_dist.records import Clip, Reason
 from liser_dist.spec import ClipSpec
 
 Frames = NDArray[np.uint8]  # [n, height, width, 3] RGB
@@ -106,6 +106,13 @@ def crop_faces(
         if box is not None:
             crop[:] = crop_square(frame, box, spec.face_px)
     return crops, np.array([box is not None for box in track], np.bool_)
+
+
+def shrink_faces(clip: Clip, px: int) -> NDArray[np.uint8]:
+    """What a student sees of a clip's faces: [n * px * px] grey, of the frames that have one."""
+    grey = [cv2.cvtColor(face, cv2.COLOR_RGB2GRAY) for face in clip.faces[clip.has_face]]
+    small = [cv2.resize(face, (px, px), interpolation=cv2.INTER_AREA) for face in grey]
+    return np.array(small, np.uint8).ravel()
 
 
 def crop_square(

@@ -36,6 +36,7 @@ def target_settings(spec: DistillSpec) -> dict[str, Any]:
         "clip": clip,
         "emotions": list(spec.emotions),
         "input": f"{spec.student.mels} mels" if spec.targets.input == "log_mel" else "waveform",
+        "student_face_px": spec.student.seen_px,
         "embeddings": spec.loss.uses_embeddings,
         "one_by_one": spec.deterministic,
         "teachers": {name: _teacher(teacher) for name, teacher in teachers.items() if teacher},

@@ -116,7 +116,7 @@ class Arms(nn.Module):
         losses = []
         for arm, student in zip(self.arms, self, strict=True):
             seen = treated(arm, batch, draw)
-            output = student.encode(seen.mel, seen.frames)
+            output = student.encode(seen.mel, seen.frames, seen.faces, seen.seen)
             projected = student.project(output.embedding)
             loss = arm.loss_at(progress)
             losses.append(student_loss(output, projected, seen, totals, self._balance[0], loss))

@@ -179,6 +179,9 @@ class Example(Labelled):
     mel: NDArray[np.float16] = field(
         default_factory=_NONE[np.float16]
     )  # [frames * mels], of the sound alone: no padding
+    faces: NDArray[np.uint8] = field(
+        default_factory=_NONE[np.uint8]
+    )  # [n * px * px] grey, of the frames with a face; for students that see
     speech_logits: NDArray[np.float16] = field(
         default_factory=_NONE[np.float16]
     )  # [emotions], or empty
@@ -196,6 +199,7 @@ class Example(Labelled):
     def from_row(cls, row: Row) -> Self:
         values = {column.name: row[column.name] for column in fields(cls)}
         values["waveform"] = np.frombuffer(row["waveform"], np.int16)
+        values["faces"] = np.frombuffer(row["faces"], np.uint8)
         for name in _HALVES:
             values[name] = np.frombuffer(row[name], np.float16)
         return cls(**values)

@@ -6,7 +6,7 @@ A spec is one YAML file; any field can be given on the command line under its do
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -81,7 +81,25 @@ class TargetsSpec(Spec):
 # ---------------------------------------------------------------- student
 
 
-class CnnStudent(Spec):
+class Senses(Spec):
+    """What a student is given of a clip."""
+
+    input: Literal["audio", "face", "both"] = "audio"
+    face_px: Annotated[int, Field(ge=16, le=224)] = Field(
+        48, description="of the grey crops that it sees, as many as `clip.faces`"
+    )
+
+    @property
+    def hears(self) -> bool:
+        return self.input != "face"
+
+    @property
+    def seen_px(self) -> int:
+        """Of the crops that it sees; 0 where it only hears."""
+        return 0 if self.input == "audio" else self.face_px
+
+
+class CnnStudent(Senses):
     """Convolutions on log-mel, pooled over time."""
 
     kind: Literal["cnn"] = "cnn"
@@ -90,7 +108,7 @@ class CnnStudent(Spec):
     mels: Count = 40
 
 
-class ResLstmStudent(Spec):
+class ResLstmStudent(Senses):
     """Residual LSTM layers with attention over time; about 50 k parameters."""
 
     kind: Literal["reslstm"] = "reslstm"
@@ -105,6 +123,7 @@ class CountingStudent(Spec):
 
     kind: Literal["counting"] = "counting"
     mels: Count = 40
+    seen_px: ClassVar[int] = 0
 
 
 StudentSpec = Annotated[CnnStudent | ResLstmStudent | CountingStudent, Field(discriminator="kind")]

@@ -156,6 +156,8 @@ class Teach:
         size = 1 if self.spec.deterministic else self.spec.teachers.batch_size
         groups = (clips[first : first + size] for first in range(0, len(clips), size))
         examples = [example for group in groups for example in self._teach(group)]
+        if px := self.spec.student.seen_px:
+            examples = _with_faces(examples, clips, px)
         if self.heard is not None:
             examples = [self.heard.with_mel(example) for example in examples]
         table = to_table(examples, Example)
@@ -213,3 +215,12 @@ def _batcher(spec: DistillSpec) -> Batcher:
 
 def _without_embedding(said: Targets) -> Targets:
     return dataclasses.replace(said, embedding=said.embedding[:0])
+
+
+def _with_faces(examples: list[Example], clips: list[Clip], px: int) -> list[Example]:
+    from liser_dist.faces import shrink_faces
+
+    return [
+        dataclasses.replace(example, faces=shrink_faces(clip, px))
+        for example, clip in zip(examples, clips, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""The small models: waveform -> emotions, and projections onto the teachers' embeddings."""
+"""The small models: waveform, faces or both -> emotions; projections onto teachers' embeddings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """Log-mel, an encoder pooled over time, and a linear layer onto emotions.
+    """Encoders of what it is given, pooled over time, and a linear layer onto emotions.
 
+    It hears log-mel, sees small grey crops of the face, or both (`spec.input`).
     `projections` map the embedding onto each teacher's, when the loss asks for it; they are
     left behind when the student is deployed, and do not count among its parameters.
     """
@@ -33,25 +34,44 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.features = LogMel(sample_rate_hz, spec.mels)
-        self.encoder: ConvEncoder | LstmEncoder
-        match spec:
-            case CnnStudent():
-                self.encoder = ConvEncoder(spec)
-            case ResLstmStudent():
-                self.encoder = LstmEncoder(spec)
+        self.seen_px = spec.seen_px
+        self.encoder = _listener(spec) if spec.hears else None
+        self.face_encoder = FaceEncoder(spec.width) if spec.seen_px else None
+        width = sum(part.dim for part in (self.encoder, self.face_encoder) if part is not None)
         self.dropout = nn.Dropout(spec.dropout)
-        self.head = nn.Linear(self.encoder.dim, emotions)
+        self.head = nn.Linear(width, emotions)
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(self.encoder.dim, dim) for name, dim in (projections or {}).items()}
+            {name: nn.Linear(width, dim) for name, dim in (projections or {}).items()}
         )
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> StudentOutput:
-        """[batch, samples] in -1..1 and [batch] samples that are sound, not padding."""
+        """[batch, samples] in -1..1 and [batch] samples that are sound, not padding.
+
+        Of students that only hear.
+        """
         return self.encode(self.features(waveform), self.features.frames(lengths))
 
-    def encode(self, mel: Tensor, frames: Tensor) -> StudentOutput:
-        """[batch, frames, mels] and [batch] frames that are sound, not padding."""
-        embedding = self.encoder(mel, frames)
+    def encode(
+        self,
+        mel: Tensor,
+        frames: Tensor,
+        faces: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> StudentOutput:
+        """What a student is given, of which it takes what it can use.
+
+        Args:
+            mel: [batch, frames, mels]. frames: [batch] that are sound, not padding.
+            faces: [batch, n, px, px] grey, 0 to 1. seen: [batch, n] bool: there is one.
+        """
+        parts = []
+        if self.encoder is not None:
+            parts.append(self.encoder(mel, frames))
+        if self.face_encoder is not None:
+            assert faces is not None
+            assert seen is not None
+            parts.append(self.face_encoder(faces, seen))
+        embedding = torch.cat(parts, dim=1)
         return StudentOutput(self.head(self.dropout(embedding)).float(), embedding.float())
 
     def project(self, embedding: Tensor) -> dict[str, Tensor]:
@@ -61,8 +81,16 @@ class Student(nn.Module):
     @property
     def params(self) -> int:
         """Parameters of what is deployed."""
-        parts = (self.encoder, self.head)
-        return sum(weight.numel() for part in parts for weight in part.parameters())
+        parts = (self.encoder, self.face_encoder, self.head)
+        return sum(weight.numel() for part in parts if part for weight in part.parameters())
+
+
+def _listener(spec: CnnStudent | ResLstmStudent) -> ConvEncoder | LstmEncoder:
+    match spec:
+        case CnnStudent():
+            return ConvEncoder(spec)
+        case ResLstmStudent():
+            return LstmEncoder(spec)
 
 
 def _mask(frames: Tensor, length: int) -> Tensor:
@@ -154,3 +182,26 @@ class LstmEncoder(nn.Module):
         scores = self.attention(x)[:, :, 0].masked_fill(sound == 0, float("-inf"))
         out: Tensor = (torch.softmax(scores.float(), dim=1).to(x.dtype)[:, :, None] * x).sum(dim=1)
         return out
+
+
+class FaceEncoder(nn.Module):
+    """Four strided convolutions on each grey crop; the mean over the crops that show a face."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        full = 8 * (width // 8)  # groups divide it
+        self.layers = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+            for inputs, outputs in ((1, full // 2), (full // 2, full), (full, full), (full, full))
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(4, conv.out_channels) for conv in self.layers)  # type: ignore[arg-type]
+        self.dim = full
+
+    def forward(self, faces: Tensor, seen: Tensor) -> Tensor:
+        batch, count = seen.shape
+        x = faces.reshape(batch * count, 1, *faces.shape[2:]) - 0.5
+        for conv, norm in zip(self.layers, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)))
+        x = x.mean(dim=(2, 3)).reshape(batch, count, self.dim)
+        there = seen[:, :, None].float()
+        return (x * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)

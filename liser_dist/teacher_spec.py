@@ -104,18 +104,15 @@ class MockTeacher(Spec):
     embedding: Annotated[int, Field(ge=0)] = 0
 
 
-SpeechTeacher = Annotated[
+AnyTeacher = Annotated[
     HuggingFaceTeacher | BackboneTeacher | OnnxTeacher | StudentTeacher | MockTeacher,
     Field(discriminator="kind"),
-]
-FaceTeacher = Annotated[
-    HuggingFaceTeacher | BackboneTeacher | OnnxTeacher | MockTeacher, Field(discriminator="kind")
 ]
 
 
 class TeachersSpec(Spec):
-    speech: SpeechTeacher | None = None
-    face: FaceTeacher | None = None
+    speech: AnyTeacher | None = None
+    face: AnyTeacher | None = None
     batch_size: Count = Field(32, description="clips a teacher sees at once")
 
     @model_validator(mode="after")

@@ -259,11 +259,11 @@ class StudentModel:
         TeacherError: there is no such student, or it was trained on sound of another rate.
     """
 
-    modality: Modality = "audio"
     embedding_dim = 0
 
     def __init__(self, spec: StudentTeacher, sample_rate_hz: int) -> None:
         self._student, self.names = _load_student(spec)
+        self.modality: Modality = "video" if self._student.encoder is None else "audio"
         rate = int(self._student.features.spectrogram.sample_rate)
         if rate != sample_rate_hz:
             raise TeacherError(
@@ -278,9 +278,18 @@ class StudentModel:
     def _logits(self, clip: Clip) -> Floats:
         import torch
 
-        waveform = torch.from_numpy(to_floats(clip.waveform))
+        from liser_dist.faces import shrink_faces
+
+        waveform, px = torch.from_numpy(to_floats(clip.waveform))[None], self._student.seen_px
         with torch.inference_mode():
-            output = self._student(waveform[None], torch.tensor([waveform.numel()]))
+            mel = self._student.features(waveform)
+            frames = self._student.features.frames(torch.tensor([waveform.shape[1]]))
+            faces = torch.zeros(1, 0, 1, 1)
+            if px:
+                small = torch.from_numpy(shrink_faces(clip, px)) / 255
+                faces = small.reshape(1, int(clip.has_face.sum()), px, px)
+            seen = torch.ones(faces.shape[:2], dtype=torch.bool)
+            output = self._student.encode(mel, frames, faces, seen)
         logits: Floats = output.logits.float().numpy()
         return logits
 

@@ -21,11 +21,12 @@ def test_a_store_that_was_filled_without_a_student_serves_one(
         "targets": {"store": str(tmp_path / "store"), "input": "log_mel"},
         "augment": {"gain_db": 0},
         "train": {"workers": 2, "epochs": 3},
+        "student": {"width": 16, "input": "both", "face_px": 16},
     }
     filled = job("--teach-only", **change)
     assert filled.code == 0, filled.err
     assert Path(filled.out.splitlines()[-1]).parent == tmp_path / "store"
-    done = job(**change, teachers=NEVER_ASKED, student={"width": 16})
+    done = job(**change | {"student": {**change["student"], "width": 8}}, teachers=NEVER_ASKED)
     assert done.code == 0, done.err
     clips_of = done.result["clips"]
     assert (clips_of["trained"], clips_of["passes"], clips_of["taught"]) == (29, 87, 0)

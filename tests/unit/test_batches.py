@@ -1,5 +1,7 @@
 """What is random about a clip follows from the clip, not from the batch it is in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,19 @@ def test_intensity_is_a_share_in_any_corpus() -> None:
     assert [intensity_of(word) for word in words] == list(words.values())
     felt = batcher().batch([], [clip("a", emotion="happy", intensity="low")]).intensity
     assert felt.tolist() == pytest.approx([1 / 3])
+
+
+def test_faces_are_as_many_as_there_are_and_mirrored_at_random() -> None:
+    make = batcher()
+    make.most_faces, make.face_px = 3, 4
+    ramp = np.tile(np.arange(4, dtype=np.uint8) * 40, (2, 4, 1))
+    clips = [replace(clip(key), faces=ramp.ravel()) for key in ("a", "bb", "ccc", "dddd", "eeeee")]
+    batch = make.batch([*clips, clip("without")])
+    assert batch.seen.tolist() == [[True, True, False]] * 5 + [[False] * 3]
+    risen = (batch.faces[:5, 0, 0, 3] > batch.faces[:5, 0, 0, 0]).tolist()
+    assert {True, False} == set(risen)
+    faces, _ = make.seen(clips)
+    torch.testing.assert_close(
+        faces[:, :2] * 255, torch.from_numpy(ramp).float().expand(5, 2, 4, 4)
+    )
+    assert make.batch([]).faces.shape == (1, 3, 4, 4)

@@ -36,6 +36,32 @@ def test_every_weight_learns_and_a_silent_row_has_a_finite_gradient(
         assert weight.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("given", ["face", "both"])
+def test_a_student_that_sees_looks_at_faces_and_at_nothing_else(
+    given: str, spec: CnnStudent | ResLstmStudent
+) -> None:
+    torch.manual_seed(0)
+    spec = spec.model_copy(update={"input": given, "face_px": 24})
+    student = Student(spec, 6, 16000).eval()
+    mel, frames = torch.randn(3, 100, spec.mels), torch.tensor([100, 80, 60])
+    faces = torch.rand(3, 4, 24, 24)
+    seen = torch.tensor([[True, True, False, False], [True] * 4, [False] * 4])
+    said = student.encode(mel, frames, faces, seen).logits
+    other = faces.clone()
+    other[0, 2:] = 1.0
+    torch.testing.assert_close(student.encode(mel, frames, other, seen).logits, said)
+    other[0, 0] = 0.0
+    assert not torch.allclose(student.encode(mel, frames, other, seen).logits[0], said[0])
+    deaf = torch.allclose(student.encode(-mel, frames, faces, seen).logits, said)
+    assert deaf == (given == "face")
+    student.train()
+    student.encode(mel, frames, faces, seen).logits.square().sum().backward()
+    for name, weight in student.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+
+
 def test_the_residual_lstm_has_about_fifty_thousand_parameters() -> None:
     assert 45_000 < Student(ResLstmStudent(), 6, 16000).params < 55_000
 

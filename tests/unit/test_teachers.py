@@ -444,13 +444,13 @@ def test_onnx_files_and_specs_that_do_not_fit_are_refused(tmp_path: Path) -> Non
 # ---------------------------------------------------------------- a student as a teacher
 
 
-@pytest.fixture
-def student_place(tmp_path: Path) -> str:
+@pytest.fixture(params=["audio", "face", "both"])
+def student_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     settings = {
         "name": "before",
         "data": {"unlabelled": "clips", "labelled": "labelled"},
         "teachers": {"speech": {"kind": "mock"}},
-        "student": {"kind": "cnn", "width": 8},
+        "student": {"kind": "cnn", "width": 8, "input": request.param},
         "emotions": ["sad", "happy", "calm"],
     }
     spec = DistillSpec.model_validate(settings)
@@ -485,6 +485,8 @@ def test_a_student_teaches_the_emotions_it_shares_with_the_job(student_place: st
     assert 0 < targets.kept < 1
     assert targets.embedding.size == 0
     assert not silent.given
+    [unseen] = teacher.teach([make_clip(seen=(False, False))])
+    assert unseen.given == (facts.modality == "audio")
 
 
 def test_a_student_that_does_not_fit_is_refused(student_place: str, tmp_path: Path) -> None:
