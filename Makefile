@@ -15,8 +15,10 @@ demo: $(READY)
 demo-controls: $(READY)
 	$(BIN)/python jobs/controls.py --seed $(SEED)
 
+# Unit tests side by side, a file to a core; the others share one Ray.
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
+	$(BIN)/python -m pytest tests/integration
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,6 +17,8 @@ from liser_dist.shards import ShardVisit
 from liser_dist.spec import DistillSpec
 from liser_dist.stages import Keeping
 from liser_dist.targets import BrokenPartError, labelled_view
+
+logger = logging.getLogger(__name__)
 
 
 def read_labelled(
@@ -42,6 +46,13 @@ def read_labelled(
             rejected[name].append(why)
         else:
             clips[name].append(example)
+    for name, found in rejected.items():
+        for reason, count in Counter(one.reason for one in found).items():
+            first = next(one for one in found if one.reason == reason)
+            logger.warning(
+                "data.%s: %d clips are left out, %s, the first %s: %s",
+                name, count, reason, first.key, first.detail,
+            )  # fmt: skip
     require_labels(job.spec, clips)
     require_disjoint_speakers(clips)
     return clips, rejected

@@ -194,7 +194,7 @@ def print_result(result: DistillResult) -> None:
     console.print(table)
     if clips.passes and (clips.unsure or clips.differing):
         console.print(
-            f"of all clips seen, {clips.differing / clips.passes:.0%} on which the teachers differ, "
+            f"of all clips seen, {clips.differing / clips.passes:.0%} on which teachers differ, "
             f"{clips.unsure / clips.passes:.0%} left out, for neither was sure"
         )
     console.print(
