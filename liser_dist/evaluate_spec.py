@@ -21,7 +21,9 @@ class EvaluateSpec(Spec):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "scores"
     emotions: tuple[str, ...] = Field(EMOTIONS, min_length=2)
     data: LabelledSpec
-    clip: ClipSpec = ClipSpec()
+    clip: ClipSpec | None = Field(
+        None, description="not given, a student's own; of other models, a job's default"
+    )
     model: AnyTeacher = Field(
         description="`kind: student` with a checkpoint, or a teacher as in a job's spec"
     )

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from liser_dist import cluster, pipeline, storage
 from liser_dist.assessment import Assessment, assess
-from liser_dist.errors import SpecError, TeacherError
+from liser_dist.committed import read_digests, read_spec
+from liser_dist.errors import CheckpointError, SpecError, TeacherError
 from liser_dist.evaluate_spec import EvaluateSpec
 from liser_dist.faces import check_detector
 from liser_dist.label_draws import find_folds
@@ -18,7 +19,8 @@ from liser_dist.planning import Plan
 from liser_dist.records import Example
 from liser_dist.runs import RESULT, new_run
 from liser_dist.shards import find_shards
-from liser_dist.spec import DistillSpec
+from liser_dist.spec import ClipSpec, DistillSpec
+from liser_dist.teacher_spec import AnyTeacher, StudentTeacher
 from liser_dist.teachers import TeacherFacts, describe_teacher
 
 
@@ -28,14 +30,15 @@ def plan(spec: EvaluateSpec) -> Plan:
     Raises LiserError.
     """
     started = time.time()
+    clip = spec.clip or _clip_of(spec.model)
     try:
-        facts = describe_teacher(spec.model, spec.emotions, spec.clip)
+        facts = describe_teacher(spec.model, spec.emotions, clip)
     except TeacherError as error:
         raise TeacherError(f"`model`: {error}") from error
     if not any(facts.known):
         raise SpecError(f"`model`: a {spec.model.kind} names no emotion: give a classifier")
     slot = "speech" if facts.modality in ("audio", "any") else "face"
-    job = _to_job(spec, slot)
+    job = _to_job(spec, slot, clip)
     capacity = cluster.find_cluster()
     cluster.require_fit(job, capacity)
     storage.require_writable(job.output, "output")
@@ -49,14 +52,24 @@ def plan(spec: EvaluateSpec) -> Plan:
     )
 
 
-def _to_job(spec: EvaluateSpec, slot: str) -> DistillSpec:
+def _clip_of(model: AnyTeacher) -> ClipSpec:
+    """How a student was shown its clips; else the default. Raises LiserError."""
+    if not isinstance(model, StudentTeacher):
+        return ClipSpec()
+    try:
+        return read_spec(model.model, read_digests(model.model)).clip
+    except CheckpointError as error:
+        raise TeacherError(f"`model`: {model.model!r} is no student: {error}") from error
+
+
+def _to_job(spec: EvaluateSpec, slot: str, clip: ClipSpec) -> DistillSpec:
     place = spec.data.labelled
     job = DistillSpec.model_validate(
         {
             "name": spec.name,
             "emotions": spec.emotions,
             "data": {"unlabelled": place, "test": place},
-            "clip": spec.clip.model_dump(),
+            "clip": clip.model_dump(),
             "teachers": {slot: spec.model.model_dump(), "batch_size": spec.batch_size},
             "resources": spec.resources.model_dump(),
             "output": spec.output,

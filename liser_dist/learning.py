@@ -19,6 +19,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from liser_dist import together
 from liser_dist.batches import TEACHERS, StudentBatch
 from liser_dist.checkpoints import Checkpoint
 from liser_dist.evaluation import LabelledSet, Scores, score_student
@@ -155,11 +156,12 @@ class Learner:
             else None
         )
         self.optimizer = self._new_optimizer()
-        self.workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.workers = together.workers()
         self.parallel: nn.Module = self._parallel() if self.workers > 1 else self.module
         self.steps = 0
         # Clips so far: see `losses.doubts`.
-        self.doubts = torch.zeros(3, dtype=torch.float64, device=device)
+        self.doubts = torch.zeros(2, dtype=torch.float64, device=device)
+        self._first = [arm for arm in self.arms if arm.second_loss]
         self.best: dict[str, dict[str, Tensor]] = {}
         self.best_scores: dict[str, Scores] = {}
         self.best_rates: dict[str, float] = {}
@@ -223,7 +225,7 @@ class Learner:
         self.optimizer.load_state_dict(dict(checkpoint.optimizer))
         self.steps = checkpoint.state["steps"]
         self.balance.running.copy_(torch.tensor(checkpoint.state["balance"]))
-        self.doubts.copy_(torch.tensor(checkpoint.state.get("doubts", [0.0] * 3)))
+        self.doubts.copy_(torch.tensor(checkpoint.state.get("doubts", [0.0] * 2)))
         self.best = dict(checkpoint.best)
         self.best_scores = {k: Scores(**found) for k, found in checkpoint.state["best"].items()}
         self.best_rates = dict(checkpoint.state["learning_rates"])
@@ -241,9 +243,10 @@ class Learner:
         """
         batch = batch.to(self.device)
         # Drawn from the step alone, so that no random state need be kept.
-        torch.manual_seed(hash((self.spec.seed, self.steps, self._rank())))
+        torch.manual_seed(hash((self.spec.seed, self.steps, together.rank())))
         draw = torch.Generator().manual_seed(hash((self.spec.seed, self.steps)))
         self.module.train()
+        self._begin_second_losses(progress)
         totals, sums, doubted = self._over_all_workers(
             counts(batch),
             self.balance.sums(batch),
@@ -262,6 +265,15 @@ class Learner:
         self._update(progress)
         (total_loss,) = self._over_all_workers(losses.detach())
         return Step(total_loss.cpu())
+
+    def _begin_second_losses(self, progress: float) -> None:
+        """An arm that turns to another loss forgets the averages of the first one's gradients."""
+        for arm, student in zip(self.arms, self.module, strict=True):
+            if arm.second_loss and arm.loss_at(progress) is arm.second_loss and arm in self._first:
+                assert self.workers == 1, "DDP would miss the gradients of what is not used"
+                self._first.remove(arm)
+                for weight in student.parameters():
+                    self.optimizer.state.pop(weight, None)
 
     def _update(self, progress: float) -> None:
         scale = rate_scale(progress, self.spec.train.warmup)
@@ -282,9 +294,6 @@ class Learner:
             dist.all_reduce(flat)
         parts = flat.split([value.numel() for value in values])
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-
-    def _rank(self) -> int:
-        return dist.get_rank() if dist.is_initialized() else 0
 
     def students(self) -> Sequence[Student]:
         """As they would be used: the averaged weights, where an average is kept."""

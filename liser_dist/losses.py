@@ -181,8 +181,15 @@ def confidence(batch: StudentBatch, known: Tensor) -> Tensor:
     return torch.stack(found).amax(dim=0)
 
 
+def heeded(known: Tensor, spec: LossSpec) -> Tensor:
+    """[2, emotions] what the teachers know whose word has a weight in the loss."""
+    weights = torch.tensor([spec.speech_kl, spec.face_kl], device=known.device)
+    return known & (weights > 0)[:, None]
+
+
 def doubts(batch: StudentBatch, known: Tensor, spec: LossSpec) -> Tensor:
-    """[3] clips of this worker: that were taught, too unsure to count, on which teachers differ."""
+    """[2] clips of this worker that no teacher is sure enough of, and on which they differ."""
+    known = heeded(known, spec)
     both = known.all(dim=0)
     likeliest = [
         masked_softmax(batch.teacher(name).logits, both).argmax(dim=1) for name in TEACHERS
@@ -191,7 +198,7 @@ def doubts(batch: StudentBatch, known: Tensor, spec: LossSpec) -> Tensor:
     unsure = heard & (confidence(batch, known) < spec.min_confidence)
     spoke = batch.speech.given & batch.face.given & both.any()
     differ = spoke & (likeliest[0] != likeliest[1])
-    return torch.stack([mask.sum() for mask in (heard, unsure, differ)]).float()
+    return torch.stack([unsure.sum(), differ.sum()]).float()
 
 
 def student_loss(
@@ -209,8 +216,9 @@ def student_loss(
     """
     share = dict(zip(COUNTED, 1 / totals.clamp(min=1), strict=True))
     loss = output.logits.sum() * 0  # a batch that no term speaks of still has a gradient
-    agree = agreement(batch, balance.known, spec.agreement) if spec.agreement else 1.0
-    agree = agree * (confidence(batch, balance.known) >= spec.min_confidence)
+    known = heeded(balance.known, spec)
+    agree = agreement(batch, known, spec.agreement) if spec.agreement else 1.0
+    agree = agree * (confidence(batch, known) >= spec.min_confidence)
     for target in targets_of(batch, balance, spec):
         kl = divergence(output.logits, target.logits, target.known, spec.temperature)
         loss = loss + target.weight * share[target.counted] * (kl * target.shares * agree).sum()

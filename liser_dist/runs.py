@@ -14,10 +14,13 @@ import fcntl
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
+
+from pydantic import ValidationError
 
 from liser_dist import storage
 from liser_dist.errors import CheckpointError, StorageError
@@ -55,50 +58,55 @@ class Run:
 
 
 def open_run(spec: DistillSpec, shards: Sets) -> Run:
-    """The unfinished run that the job goes on with, else a new one.
+    """The unfinished run that the job goes on with, else a new one. Raises as `unfinished_run`."""
+    return unfinished_run(spec, shards) or begin_run(spec, shards)
+
+
+def unfinished_run(spec: DistillSpec, shards: Sets) -> Run | None:
+    """The newest run under the job's name, if it is not finished.
 
     Raises:
-        CheckpointError: the unfinished run is another job's, or another job is at work on it, or
-            its shards were replaced.
+        CheckpointError: it is another job's, or another job is at work on it, or its shards were
+            replaced.
     """
     folder = storage.join(spec.output, spec.name)
-    numbers = [int(entry) for entry in storage.list_folders(folder) if entry.isdigit()]
-    newest = storage.join(folder, f"{max(numbers, default=0):03d}")
-    if numbers and _is_unfinished(newest):
-        lock = _lock(newest)
-        _require_same_spec(newest, spec)
-        return Run(newest, _same_shards(newest, shards), True, lock)
-    return _begin(_claim(folder, max(numbers, default=0)), spec, shards)
+    places = (storage.join(folder, f"{n:03d}") for n in sorted(_numbers(folder), reverse=True))
+    newest = next((p for p in places if storage.exists(storage.join(p, "shards.json"))), None)
+    if newest is None or storage.exists(storage.join(newest, RESULT)):
+        return None
+    lock = _lock(newest)
+    _require_same_spec(newest, spec)
+    return Run(newest, _same_shards(newest, shards), True, lock)
 
 
-def new_run(spec: Spec, output: str, name: str) -> str:
-    """The place of a run that nothing goes on with: it is short."""
-    folder = storage.join(output, name)
-    numbers = [int(entry) for entry in storage.list_folders(folder) if entry.isdigit()]
-    place = _claim(folder, max(numbers, default=0))
-    _write_json(storage.join(place, "spec.json"), spec.model_dump(mode="json"))
-    return place
-
-
-def _claim(folder: str, last: int) -> str:
-    for number in count(last + 1):
-        place = storage.join(folder, f"{number:03d}")
-        if storage.claim(place):
-            return place  # else another job was faster
-    raise AssertionError
-
-
-def _is_unfinished(place: str) -> bool:
-    begun = storage.exists(storage.join(place, "shards.json"))
-    return begun and not storage.exists(storage.join(place, RESULT))
-
-
-def _begin(place: str, spec: DistillSpec, shards: Sets) -> Run:
+def begin_run(spec: DistillSpec, shards: Sets) -> Run:
+    """A new run, with a number of its own."""
+    place = _claim(spec.output, spec.name)
     lock = _lock(place)
     found = {name: [asdict(shard) for shard in of_set] for name, of_set in shards.items()}
     _write_json(storage.join(place, "spec.json"), spec.model_dump(mode="json"))
     _write_json(storage.join(place, "shards.json"), found)
     return Run(place, shards, False, lock)
+
+
+def new_run(spec: Spec, output: str, name: str) -> str:
+    """The place of a run that nothing goes on with: it is short."""
+    place = _claim(output, name)
+    _write_json(storage.join(place, "spec.json"), spec.model_dump(mode="json"))
+    return place
+
+
+def _numbers(folder: str) -> list[int]:
+    return [int(entry) for entry in storage.list_folders(folder) if entry.isdigit()]
+
+
+def _claim(output: str, name: str) -> str:
+    folder = storage.join(output, name)
+    for number in count(max(_numbers(folder), default=0) + 1):
+        place = storage.join(folder, f"{number:03d}")
+        if storage.claim(place):
+            return place  # else another job was faster
+    raise AssertionError
 
 
 def _write_json(place: str, content: Any) -> None:
@@ -127,6 +135,8 @@ def _lock(place: str) -> IO[str] | None:
 
 def _require_same_spec(place: str, spec: DistillSpec) -> None:
     theirs = _read_json(storage.join(place, "spec.json"))
+    with suppress(ValidationError):  # an earlier version's lacks what came later: its defaults
+        theirs = type(spec).model_validate(theirs).model_dump(mode="json")
     ours = json.loads(spec.model_dump_json())
     found = [text for field, text in differences(theirs, ours) if not _is_changeable(field)]
     if found:

@@ -26,7 +26,7 @@ def summarise(
 ) -> DistillResult:
     """The result of a run, with the test set scored once."""
     spec, ledger = job.spec, checkpoint.ledger
-    _, unsure, differing = checkpoint.state.get("doubts", [0] * 3)
+    unsure, differing = checkpoint.state.get("doubts", [0] * 2)
     test = labelled.get("test", [])
     students = {
         kind: score_kept(summary.checkpoint, kind, checkpoint, test) for kind in checkpoint.best

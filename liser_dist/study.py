@@ -14,7 +14,7 @@ import io
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import ray
 
 from liser_dist import screen, storage, study_report
 from liser_dist.cluster import Capacity
-from liser_dist.errors import CapacityError
+from liser_dist.errors import CapacityError, CheckpointError
 from liser_dist.label_draws import (
     draw_labels,
     find_folds,
@@ -37,7 +37,7 @@ from liser_dist.pipeline import ours_in
 from liser_dist.planning import Plan
 from liser_dist.records import Example
 from liser_dist.results import Record
-from liser_dist.runs import RESULT, Run, open_run
+from liser_dist.runs import RESULT, Run, begin_run, unfinished_run
 from liser_dist.study_cell import Answers, Cell, Study, run_cell
 from liser_dist.study_report import StudyResult
 from liser_dist.study_spec import StudySpec
@@ -54,12 +54,16 @@ def run(job: Plan) -> tuple[StudyResult, str]:
     spec = job.spec
     assert isinstance(spec, StudySpec)
     require_room(spec, job.capacity)
+    begun = unfinished_run(spec, job.shards)
+    if begun is not None:
+        screen.console.print(f"going on with the study {begun.place}")
+        job = replace(job, shards=begun.shards)
     store, labelled = teach(job, taught_sets=("labelled", "test"))
     sides = draw_sides(spec, labelled["labelled"], labelled.get("test", []))
-    begun = open_run(spec, job.shards)  # all that the user might have to mend is known by now
-    if begun.goes_on:
-        screen.console.print(f"going on with the study {begun.place}")
-    study = Study(spec, store, begun.shards["unlabelled"], layers_of(spec))
+    # Not before: all that the user might have to mend is known by now.
+    begun = begun or begin_run(spec, job.shards)
+    require_same_targets(store.place, begun.place)
+    study = Study(spec, store, job.shards["unlabelled"], layers_of(spec))
     clips = to_table([*labelled["labelled"], *labelled.get("test", [])], Example)
     return finish(job, run_cells(study, sides, clips, begun.place), begun)
 
@@ -71,6 +75,18 @@ def require_room(spec: StudySpec, capacity: Capacity) -> None:
         raise CapacityError(
             f"`study.cell_cpus` is {spec.study.cell_cpus:g}, and no node has more than {most:g} "
             "CPUs: lower it"
+        )
+
+
+def require_same_targets(store: str, run_place: str) -> None:
+    """Raise CheckpointError where cells that have ended knew other backbones."""
+    file, now = storage.join(run_place, "targets"), store.rpartition("/")[2]
+    if not storage.exists(file):
+        storage.write_bytes(file, now.encode())
+    if (before := storage.read_bytes(file).decode()) != now:
+        raise CheckpointError(
+            f"the study {run_place} was begun with other backbones: its targets were {before}, "
+            f"these are {now}; put the old weights back, or give another `name`"
         )
 
 
@@ -132,31 +148,27 @@ def run_cells(
     screen.console.print(f"{len(left)} cells, {len(study.spec.study.methods)} methods in each")
     task = ray.remote(_run_cell).options(num_cpus=study.spec.study.cell_cpus)
     shared, table = ray.put(study), ray.put(clips)
-    waiting = {task.remote(shared, cell, sides[cell], table, place): cell for cell in left}
+    waiting = {task.remote(shared, cell, sides[cell], table): cell for cell in left}
     while waiting:
         done, _ = ray.wait(list(waiting))
         cell = waiting.pop(done[0])
         try:
-            seconds = ray.get(done[0])
+            said[cell], seconds = ray.get(done[0])
         except ray.exceptions.RayError as error:
             raise ours_in(error) from error
-        found = _read(place, cell)
-        assert found is not None
-        said[cell] = found
-        _tell(study.spec, cell, found, f"{len(said)}/{len(sides)}", seconds)
+        storage.write_bytes(_place_of(place, cell), _pack(said[cell]))
+        _tell(study.spec, cell, said[cell], f"{len(said)}/{len(sides)}", seconds)
     return said
 
 
-def _run_cell(study: Study, cell: Cell, sides: Sides, table: pa.Table, place: str) -> float:
-    """Leaves the cell's answers; returns how long it took, in seconds."""
+def _run_cell(study: Study, cell: Cell, sides: Sides, table: pa.Table) -> tuple[Said, float]:
+    """What was said, and how long it took, in seconds."""
     import torch
 
     begun = time.monotonic()
     torch.set_num_threads(max(1, int(study.spec.study.cell_cpus)))
     known, tested = (to_examples(table.take(rows)) for rows in (sides.known, sides.tested))
-    said = run_cell(study, cell, known, tested)
-    storage.write_bytes(_place_of(place, cell), _pack(said))
-    return time.monotonic() - begun
+    return run_cell(study, cell, known, tested), time.monotonic() - begun
 
 
 def _tell(spec: StudySpec, cell: Cell, said: Said, count: str, seconds: float) -> None:

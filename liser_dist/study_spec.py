@@ -35,7 +35,9 @@ class AxesSpec(Spec):
         None,
         description="of `data.labelled`, each the test set in turn; not given, it is `data.test`",
     )
-    cell_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="of a cell: see `study.py`")
+    cell_cpus: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="of a cell: a draw of labels, a student for each method"
+    )
     resamples: Count = Field(2000, description="of test speakers and seeds, for the intervals")
 
     @model_validator(mode="after")

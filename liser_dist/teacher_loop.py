@@ -229,6 +229,9 @@ class TeacherLoop:
     ) -> None:
         """One step, which every worker takes, with or without clips."""
         self.backbone.module.train()
+        for module in self.backbone.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()  # statistics of a worker's few clips would be its alone
         optimizer.zero_grad(set_to_none=False)
         losses, looks = torch.zeros(()), torch.zeros(1)
         if batch:

@@ -116,7 +116,8 @@ def _to_job(spec: TrainTeacherSpec, slot: str) -> DistillSpec:
             "seed": spec.seed,
             "emotions": spec.emotions,
             "data": {"unlabelled": spec.data.labelled, **sets},
-            "clip": spec.clip.model_dump(),
+            # A net that only hears needs no faces: they would be looked for, and kept in memory.
+            "clip": spec.clip.model_dump() | ({"faces": 1} if slot == "speech" else {}),
             "teachers": {slot: {"kind": "backbone", "model": spec.backbone}},
             "train": {"workers": spec.workers, "batch_size": max(spec.batch_size, spec.workers)},
             "resources": spec.resources.model_dump(),

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.train
@@ -43,7 +43,6 @@ from liser_dist.together import gather, told_by_the_first
 from liser_dist.train_job import SUMMARY, Summary, TrainJob
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 PROGRESS_EVERY_S = 1.0
 NOTICE_EVERY_S = 5.0  # as often as Ray looks for nodes that are about to go

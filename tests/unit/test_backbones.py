@@ -118,6 +118,21 @@ def test_a_teacher_learns_and_is_as_sure_as_it_is_right(
     )
 
 
+def test_batch_statistics_stay_as_they_were(tmp_path: Path) -> None:
+    spec = TrainTeacherSpec.model_validate(
+        {
+            "backbone": str(save("resnet", tmp_path / "resnet")),
+            "data": {"labelled": "nowhere"},
+            "tune": {"layers": "all", "epochs": 1, "learning_rate": 1e-3},
+        }
+    )
+    loop = TeacherLoop(spec, {"labelled": people("a", "b", "c"), "validation": []})
+    before = {name: value.clone() for name, value in loop.backbone.module.named_buffers()}
+    loop.run()
+    for name, value in loop.backbone.module.named_buffers():
+        assert torch.equal(value, before[name]), name
+
+
 def test_weights_that_a_body_lacks_are_missed(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -254,8 +254,8 @@ def test_clips_that_nobody_is_sure_of_are_left_out_and_counted() -> None:
     # Counted among the clips, and nothing else: the mean is over what was taught.
     assert gradient(one).norm() < gradient(other).norm()
     assert torch.nn.functional.cosine_similarity(gradient(one), gradient(other), dim=0) > 0.999
-    assert doubts(batch(clips, []), known, settings.loss).tolist()[:2] == [2, 1]
-    assert one.doubts.tolist()[:2] == [2, 1]
+    assert doubts(batch(clips, []), known, settings.loss).tolist()[0] == 1
+    assert one.doubts.tolist()[0] == 1
 
 
 def test_relations_are_those_of_the_teachers_clips_whatever_the_scale() -> None:
