@@ -41,7 +41,7 @@ def draw_lines(
 ) -> None:
     """A line for each name, through points [n, 4]: x, y, and the least and most that y may be.
 
-    x goes by its logarithm.
+    x goes by its logarithm; the lines' points stand side by side, so that their bars can be told.
     """
     import matplotlib
 
@@ -49,10 +49,11 @@ def draw_lines(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for (name, points), colour in zip(lines.items(), COLOURS, strict=False):
+    for number, ((name, points), colour) in enumerate(zip(lines.items(), COLOURS, strict=False)):
         x, y, low, high = points.T
-        axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
-        axes.plot(x, y, color=colour, marker="o", label=name)
+        aside = x * 1.03 ** (number - (len(lines) - 1) / 2)
+        bars = {"yerr": [y - low, high - y], "elinewidth": 1, "capsize": 2}
+        axes.errorbar(aside, y, color=colour, marker="o", label=name, **bars)
     shown = sorted({x for points in lines.values() for x in points[:, 0]})
     axes.set_xscale("log")
     axes.set_xticks(shown, [f"{x:g}" for x in shown])

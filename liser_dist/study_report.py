@@ -110,7 +110,7 @@ class Resampled:
         self.speakers = len(names)
         self._seeds: dict[Key, list[float]] = defaultdict(list)
         drawn: dict[Key, list[Floats]] = defaultdict(list)
-        for (key, _), parts in sorted(pooled.items(), key=lambda item: item[0]):
+        for (key, _), parts in pooled.items():  # methods as they were named, seeds in their order
             labels = np.concatenate([one.labels for one in parts])
             found = np.concatenate([one.logits.argmax(1) for one in parts])
             speakers = [name for one in parts for name in one.speakers]
