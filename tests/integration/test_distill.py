@@ -28,9 +28,9 @@ def test_workers_with_uneven_tails_end_with_a_result_that_accounts_for_every_cli
     result = done.result
     assert {"clips", "steps", "seconds", "clips_per_s", "data_wait_share", "student",
             "label_only", "speech_teacher", "checkpoint", "spec_hash"} <= set(result)  # fmt: skip
-    assert 0 < result["clips"].pop("differing") < 87  # teachers that know nothing seldom agree
     assert result["clips"] == {
-        "total": 29, "trained": 29, "rejected": 0, "passes": 87, "taught": 87, "unsure": 0,
+        "total": 29, "trained": 29, "rejected": 0, "passes": 87, "taught": 87,
+        "unsure": 0, "differing": 0,  # two mock teachers are of one mind
         "labelled": 18, "labelled_rejected": 0,
     }  # fmt: skip
     assert result["steps"] >= 87 / 16

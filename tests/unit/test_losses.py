@@ -281,3 +281,15 @@ def test_what_is_weakly_felt_is_a_softer_label() -> None:
     torch.testing.assert_close(losses, torch.stack([hard, (hard + even) / 2, even]))
     firm = label_losses(output, batch([], clips), spec().loss)
     torch.testing.assert_close(firm, hard.expand(3))
+
+
+def test_clips_on_which_teachers_differ_are_counted_where_both_are_heeded() -> None:
+    known = torch.ones(2, 3, dtype=torch.bool)
+    said = {"speech_logits": np.array([3, 0, 0], np.float16)}
+    clips = [
+        replace(example(1), **said, face_logits=np.array(face, np.float16))
+        for face in ([2, 0, 0], [0, 2, 0], [0, 0, 2])
+    ]
+    whole = batch([*clips, replace(example(2, face=False), **said)], [])
+    assert doubts(whole, known, spec().loss).tolist() == [0, 2]
+    assert doubts(whole, known, spec(face_kl=0.0).loss).tolist() == [0, 0]
