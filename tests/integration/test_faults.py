@@ -20,7 +20,6 @@ TOGETHER = [
         "teacher actor killed",
         "train worker killed",
         "S3 server restarted",
-        "S3 answers 503 for 20 s",
         "driver killed, 1 worker instead of 2",
     ),
     ("elastic resize", FULL, "node lost"),
@@ -71,9 +70,10 @@ def test_no_clip_is_lost_and_none_trained_twice(broken: Broken, names: tuple[str
 
 
 def test_each_fault_is_injected() -> None:
-    # A driver that is killed and resubmitted, as it was and with more workers: test_resume. A
-    # notice takes minutes.
+    # A driver that is killed and resubmitted, as it was and with more workers: test_resume. An S3
+    # that is busy: test_flaky_s3. A notice takes minutes.
     elsewhere = {
+        "S3 answers 503 for 20 s",
         "driver killed, resubmitted",
         "driver killed, 2 workers instead of 1",
         "node lost after notice",
