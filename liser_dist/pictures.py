@@ -52,8 +52,10 @@ def draw_lines(
     for number, ((name, points), colour) in enumerate(zip(lines.items(), COLOURS, strict=False)):
         x, y, low, high = points.T
         aside = x * 1.03 ** (number - (len(lines) - 1) / 2)
-        bars = {"yerr": [y - low, high - y], "elinewidth": 1, "capsize": 2}
-        axes.errorbar(aside, y, color=colour, marker="o", label=name, **bars)
+        axes.errorbar(
+            aside, y, (y - low, high - y), color=colour, marker="o", label=name,
+            elinewidth=1, capsize=2,
+        )  # fmt: skip
     shown = sorted({x for points in lines.values() for x in points[:, 0]})
     axes.set_xscale("log")
     axes.set_xticks(shown, [f"{x:g}" for x in shown])
