@@ -27,7 +27,7 @@ def main() -> None:
     result, place = study.run(plan)
     cluster.leave_ray()
     screen.console.print(study_report.table_of(result))
-    screen.console.print(study_report.gains_of(result.comparisons))
+    screen.console.print(study_report.gains_of(result.gains))
     print(place, flush=True)
 
 

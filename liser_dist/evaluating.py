@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-from numpy.typing import NDArray
-
 from liser_dist import cluster, pipeline, storage
 from liser_dist.assessment import Assessment, assess
 from liser_dist.committed import read_digests, read_spec
 from liser_dist.errors import CheckpointError, SpecError, TeacherError
 from liser_dist.evaluate_spec import EvaluateSpec
-from liser_dist.faces import check_detector
+from liser_dist.evaluation import logits_of
 from liser_dist.label_draws import find_folds
 from liser_dist.labelled import read_labelled
-from liser_dist.planning import Plan
-from liser_dist.records import Example
+from liser_dist.planning import Plan, require_possible
 from liser_dist.runs import RESULT, new_run
 from liser_dist.shards import find_shards
 from liser_dist.spec import ClipSpec, DistillSpec
 from liser_dist.teacher_spec import AnyTeacher, StudentTeacher
-from liser_dist.teachers import TeacherFacts, describe_teacher
+from liser_dist.teachers import describe_teacher
 
 
 def plan(spec: EvaluateSpec) -> Plan:
@@ -39,13 +35,9 @@ def plan(spec: EvaluateSpec) -> Plan:
         raise SpecError(f"`model`: a {spec.model.kind} names no emotion: give a classifier")
     slot = "speech" if facts.modality in ("audio", "any") else "face"
     job = _to_job(spec, slot, clip)
-    capacity = cluster.find_cluster()
-    cluster.require_fit(job, capacity)
-    storage.require_writable(job.output, "output")
-    check_detector(job.clip.face_detector, "clip.face_detector")
     return Plan(
         spec=job,
-        capacity=capacity,
+        capacity=require_possible(job),
         shards={"test": find_shards(spec.data.labelled, "data.labelled")},
         teachers={slot: facts},
         started=started,
@@ -87,14 +79,10 @@ def run(job: Plan, spec: EvaluateSpec) -> tuple[Assessment, str]:
     clips = [clip for clip in labelled["test"] if getattr(clip, f"{slot}_logits").size]
     if not clips:
         raise SpecError(f"`data.labelled`: no clip of {spec.data.labelled} shows the model a face")
-    fold_of = find_folds(spec.folds, (clip.speaker for clip in clips), "folds")
-    scores = assess(
-        clips,
-        _logits(clips, slot, facts),
-        spec.emotions,
-        fold_of if spec.folds is not None else {},
-        spec.resamples,
-    )
+    speakers = (clip.speaker for clip in clips)
+    fold_of = find_folds(spec.folds, speakers, "folds") if spec.folds else {}
+    logits = logits_of(clips, slot, facts.known)
+    scores = assess(clips, logits, spec.emotions, fold_of, spec.resamples)
     found = Assessment(
         name=spec.name,
         model=getattr(spec.model, "model", spec.model.kind),
@@ -106,9 +94,3 @@ def run(job: Plan, spec: EvaluateSpec) -> tuple[Assessment, str]:
     place = storage.join(run_place, RESULT)
     storage.write_bytes(place, found.model_dump_json(indent=1).encode())
     return found, place
-
-
-def _logits(clips: list[Example], slot: str, facts: TeacherFacts) -> NDArray[np.float32]:
-    """[clips, emotions]; nothing of the emotions that the model does not know."""
-    said = np.stack([getattr(clip, f"{slot}_logits").astype(np.float32) for clip in clips])
-    return np.where(np.asarray(facts.known), said, -np.inf)

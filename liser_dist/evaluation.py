@@ -79,9 +79,14 @@ def score_teacher(
     heard = [clip for clip in clips if getattr(clip, f"{name}_logits").size]
     if not heard:
         return None
-    logits = np.stack([getattr(clip, f"{name}_logits").astype(np.float32) for clip in heard])
-    found = np.where(np.asarray(known), logits, -np.inf).argmax(axis=1)
+    found = logits_of(heard, name, known).argmax(axis=1)
     return score(np.array([emotions.index(clip.emotion) for clip in heard]), found)
+
+
+def logits_of(clips: Sequence[Example], name: str, known: Sequence[bool]) -> NDArray[np.float32]:
+    """[clips, emotions] what a teacher said of each; -inf for emotions that it does not know."""
+    said = np.stack([getattr(clip, f"{name}_logits").astype(np.float32) for clip in clips])
+    return np.where(np.asarray(known), said, -np.inf)
 
 
 def score(labels: NDArray[np.int64], found: NDArray[np.int64]) -> Scores:

@@ -7,18 +7,17 @@ its feature extractor or image processor, as transformers would.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from liser_dist.errors import TeacherError
 from liser_dist.records import Clip
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from liser_dist.huggingface_backbone import HuggingFaceBackbone
 
 logger = logging.getLogger(__name__)
@@ -46,41 +45,33 @@ def fit_teacher(
         TeacherError: the backbone cannot be loaded or has no linear layer at its end, or there
             is an emotion that no usable clip shows.
     """
+    import torch
+
     from liser_dist.heads import fit_head
     from liser_dist.huggingface_backbone import HuggingFaceBackbone, save_teacher
 
     net = HuggingFaceBackbone(str(backbone), sample_rate_hz)
-    embeddings, labels = _embed(net, clips, emotions)
-    head = fit_head(embeddings, labels, len(emotions))
-    save_teacher(net.put_in(head, emotions), str(backbone), folder)
-    logger.info(
-        "head of %s fitted on %d examples of %d clips", folder.name, len(labels), len(clips)
-    )
-
-
-def _embed(
-    net: HuggingFaceBackbone, clips: Sequence[Clip], emotions: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """What the head is given, [n, layers, dim], and the number of the emotion, [n]."""
-    import torch
-
-    given: list[np.ndarray] = []
-    numbers: list[int] = []
-    for clip in clips:
-        if clip.emotion in emotions and clip.shows(net.modality):
-            # One at a time: no clip's embedding may depend on its company.
-            ((_, looks),) = net.answer([clip])
-            given.append(looks)
-            numbers += [emotions.index(clip.emotion)] * len(looks)
-    require_all_shown(emotions, numbers, net.modality)
-    embeddings = torch.from_numpy(np.concatenate(given)).unflatten(1, (net.layers, net.dim))
-    return embeddings, torch.tensor(numbers)
-
-
-def require_all_shown(emotions: Sequence[str], numbers: Sequence[int], modality: str) -> None:
-    """Raise TeacherError where an emotion has no example."""
-    if missing := sorted(set(emotions) - {emotions[number] for number in numbers}):
+    shown = [clip for clip in clips if clip.emotion in emotions and clip.shows(net.modality)]
+    if missing := sorted(set(emotions) - {clip.emotion for clip in shown}):
         raise TeacherError(
-            f"no labelled clip shows {', '.join(missing)} to the {modality} backbone: add "
+            f"no labelled clip shows {', '.join(missing)} to the {net.modality} backbone: add "
             "clips of it, or leave it out of `emotions`"
         )
+    # One at a time: no clip's embedding may depend on its company.
+    embeddings, labels = embed(net, ([clip] for clip in shown), emotions)
+    head = fit_head(net.by_layer(embeddings), torch.from_numpy(labels), len(emotions))
+    save_teacher(net.put_in(head, emotions), str(backbone), folder)
+    logger.info("head of %s fitted on %d looks at %d clips", folder.name, len(labels), len(shown))
+
+
+def embed(
+    net: HuggingFaceBackbone, batches: Iterable[Sequence[Clip]], emotions: Sequence[str]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What a head is fitted on, [looks, layers * dim], and the number of the emotion, [looks]."""
+    given = [np.empty((0, net.embedding_dim), np.float32)]
+    numbers: list[int] = []
+    for batch in batches:
+        for clip, (_, looks) in zip(batch, net.answer(batch), strict=True):
+            given.append(looks)
+            numbers += [emotions.index(clip.emotion)] * len(looks)
+    return np.concatenate(given), np.array(numbers, np.int64)

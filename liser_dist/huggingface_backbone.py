@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from liser_dist.errors import TeacherError
 from liser_dist.huggingface_model import (
     UNUSED_IN_ENCODERS,
+    Floats,
     HuggingFaceModel,
     body_of,
     pool,
@@ -66,6 +67,12 @@ class HuggingFaceBackbone(HuggingFaceModel):
         finally:
             hook.remove()
         return None, seen[-1]
+
+    def by_layer(self, embeddings: Floats) -> Tensor:
+        """[n, layers * dim] as `answer` gives them -> [n, layers, dim], as a head takes them."""
+        import torch
+
+        return torch.from_numpy(embeddings).unflatten(1, (self.layers, self.dim))
 
     def classify(self, clips: Sequence[Clip]) -> tuple[Tensor, list[int]]:
         """Logits [looks, classes] with the head that was put in, and the clip of each look.

@@ -37,10 +37,7 @@ def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
     """Check all that can be checked before Ray is asked for anything. Raises LiserError."""
     started = time.time()
     spec = spec.with_absolute_places()
-    capacity = cluster.find_cluster()
-    cluster.require_fit(spec, capacity)
-    storage.require_writable(spec.output, "output")
-    check_detector(spec.clip.face_detector, "clip.face_detector")
+    capacity = require_possible(spec)
     if spec.synthetic is not None and make_corpus:
         from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
 
@@ -56,6 +53,15 @@ def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
         teachers = describe_teachers(spec)
         require_something_to_learn(spec, teachers)
     return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)
+
+
+def require_possible(spec: DistillSpec) -> cluster.Capacity:
+    """What the job runs on: it has room there, and can write. Raises LiserError."""
+    capacity = cluster.find_cluster()
+    cluster.require_fit(spec, capacity)
+    storage.require_writable(spec.output, "output")
+    check_detector(spec.clip.face_detector, "clip.face_detector")
+    return capacity
 
 
 def require_distinct_shards(shards: Mapping[str, Sequence[Shard]]) -> None:

@@ -33,9 +33,7 @@ def write_part(run: str, step: int, rejections: Sequence[Rejection]) -> None:
     """Those that came with a checkpoint, before it is committed. Raises StorageError."""
     if rejections:
         table = pa.Table.from_pylist([asdict(why) for why in rejections], schema=_LINE)
-        content = io.BytesIO()
-        pq.write_table(table, content)
-        storage.write_bytes(part_place(run, step), content.getvalue())
+        storage.write_table(part_place(run, step), table)
 
 
 def _parts(run: str) -> list[str]:

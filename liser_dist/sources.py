@@ -11,7 +11,6 @@ A shard that no manifest names is what was left of a job that was killed: the in
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import zipfile
@@ -21,7 +20,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from liser_dist import storage
 from liser_dist.errors import MissingError, SpecError, StorageError
@@ -250,6 +248,5 @@ def write_index(output: str, groups: dict[str, Group], settings: dict[str, Any])
     }
     storage.write_bytes(storage.join(output, INDEX), json.dumps(index, indent=1).encode())
     refused = [piece.model_dump() for _, g in sorted(groups.items()) for piece in g.refused]
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(refused, schema=_REJECTED_SCHEMA), content)
-    storage.write_bytes(storage.join(output, REJECTED), content.getvalue())
+    table = pa.Table.from_pylist(refused, schema=_REJECTED_SCHEMA)
+    storage.write_table(storage.join(output, REJECTED), table)

@@ -10,6 +10,7 @@ such file, access denied) is told at once.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import posixpath
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -33,6 +34,9 @@ from tenacity import (
 
 from liser_dist.errors import MissingError, StorageError
 from liser_dist.fields import absolute_place
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 READ_BLOCK_BYTES = 8 * 2**20
 # In the middle of a job a server may be restarted; at its start somebody waits for the answer.
@@ -306,6 +310,15 @@ def write_bytes(place: str, content: bytes, patience_s: float = PATIENCE_S) -> N
             Path(half).replace(path)
         finally:
             Path(half).unlink(missing_ok=True)
+
+
+def write_table(place: str, table: pa.Table) -> None:
+    """As Parquet, whole. Raises StorageError."""
+    import pyarrow.parquet as pq
+
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    write_bytes(place, content.getvalue())
 
 
 def claim(place: str) -> bool:

@@ -44,13 +44,6 @@ class Student(nn.Module):
             {name: nn.Linear(width, dim) for name, dim in (projections or {}).items()}
         )
 
-    def forward(self, waveform: Tensor, lengths: Tensor) -> StudentOutput:
-        """[batch, samples] in -1..1 and [batch] samples that are sound, not padding.
-
-        Of students that only hear.
-        """
-        return self.encode(self.features(waveform), self.features.frames(lengths))
-
     def encode(
         self,
         mel: Tensor,
@@ -82,7 +75,7 @@ class Student(nn.Module):
     def params(self) -> int:
         """Parameters of what is deployed."""
         parts = (self.encoder, self.face_encoder, self.head)
-        return sum(weight.numel() for part in parts if part for weight in part.parameters())
+        return sum(w.numel() for part in parts if part is not None for w in part.parameters())
 
 
 def _listener(spec: CnnStudent | ResLstmStudent) -> ConvEncoder | LstmEncoder:

@@ -36,17 +36,12 @@ from liser_dist.label_draws import (
 from liser_dist.pipeline import ours_in
 from liser_dist.planning import Plan
 from liser_dist.records import Example
-from liser_dist.results import Record
 from liser_dist.runs import RESULT, Run, begin_run, unfinished_run
-from liser_dist.study_cell import Answers, Cell, Study, run_cell
+from liser_dist.study_cell import Answers, Cell, Said, Study, run_cell
 from liser_dist.study_report import StudyResult
 from liser_dist.study_spec import StudySpec
 from liser_dist.tables import to_examples, to_table
-from liser_dist.teacher_spec import BackboneTeacher
 from liser_dist.teaching import teach
-
-Said = tuple[list[Answers], list[Answers]]  # the students', the teachers'
-STUDENT, TEACHER = "student", "teacher"
 
 
 def run(job: Plan) -> tuple[StudyResult, str]:
@@ -63,7 +58,8 @@ def run(job: Plan) -> tuple[StudyResult, str]:
     # Not before: all that the user might have to mend is known by now.
     begun = begun or begin_run(spec, job.shards)
     require_same_targets(store.place, begun.place)
-    study = Study(spec, store, job.shards["unlabelled"], layers_of(spec))
+    layers = {name: facts.layers for name, facts in job.teachers.items()}
+    study = Study(spec, store, job.shards["unlabelled"], layers)
     clips = to_table([*labelled["labelled"], *labelled.get("test", [])], Example)
     return finish(job, run_cells(study, sides, clips, begun.place), begun)
 
@@ -88,18 +84,6 @@ def require_same_targets(store: str, run_place: str) -> None:
             f"the study {run_place} was begun with other backbones: its targets were {before}, "
             f"these are {now}; put the old weights back, or give another `name`"
         )
-
-
-def layers_of(spec: StudySpec) -> dict[str, int]:
-    """Of each teacher's backbone."""
-    from liser_dist.huggingface_backbone import backbone_shape
-
-    teachers = {"speech": spec.teachers.speech, "face": spec.teachers.face}
-    return {
-        name: backbone_shape(one.model)[0]
-        for name, one in teachers.items()
-        if isinstance(one, BackboneTeacher)
-    }
 
 
 # ---------------------------------------------------------------- which labels, who is tested
@@ -156,7 +140,7 @@ def run_cells(
             said[cell], seconds = ray.get(done[0])
         except ray.exceptions.RayError as error:
             raise ours_in(error) from error
-        storage.write_bytes(_place_of(place, cell), _pack(said[cell]))
+        storage.write_table(_place_of(place, cell), _to_table(said[cell]))
         _tell(study.spec, cell, said[cell], f"{len(said)}/{len(sides)}", seconds)
     return said
 
@@ -172,7 +156,7 @@ def _run_cell(study: Study, cell: Cell, sides: Sides, table: pa.Table) -> tuple[
 
 
 def _tell(spec: StudySpec, cell: Cell, said: Said, count: str, seconds: float) -> None:
-    rows = study_report.rows_of(spec, {cell: said[0]})
+    rows = study_report.rows_of(spec, {cell: said.students})
     scores = " · ".join(f"{study_report.name_of(row.method)} {row.uar:.0%}" for row in rows)
     fold = "" if spec.study.folds is None else f", fold {cell.fold}"
     screen.console.print(
@@ -188,20 +172,19 @@ def _place_of(place: str, cell: Cell) -> str:
     return storage.join(place, "cells", f"{cell.name}.parquet")
 
 
-def _pack(said: Said) -> bytes:
-    """Parquet: a row for each answer of each student and teacher."""
-    rows = [
-        {"who": who, "method": one.method, "key": key, "speaker": speaker, "label": int(label),
-         "logits": logits.tolist()}
-        for who, answers in zip((STUDENT, TEACHER), said, strict=True)
-        for one in answers
-        for key, speaker, label, logits in zip(
-            one.keys, one.speakers, one.labels, one.logits, strict=True
-        )
-    ]  # fmt: skip
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), content)
-    return content.getvalue()
+def _to_table(said: Said) -> pa.Table:
+    """A row for each answer of each student and teacher."""
+    return pa.Table.from_pylist(
+        [
+            {"who": who, "method": one.method, "key": key, "speaker": speaker, "label": int(label),
+             "logits": logits.tolist()}
+            for who, answers in said._asdict().items()
+            for one in answers
+            for key, speaker, label, logits in zip(
+                one.keys, one.speakers, one.labels, one.logits, strict=True
+            )
+        ]
+    )  # fmt: skip
 
 
 def _read(place: str, cell: Cell) -> Said | None:
@@ -210,7 +193,7 @@ def _read(place: str, cell: Cell) -> Said | None:
     if not storage.exists(file):
         return None
     table = pq.read_table(io.BytesIO(storage.read_bytes(file)))
-    return tuple(list(_answers(table, who)) for who in (STUDENT, TEACHER))  # type: ignore[return-value]
+    return Said(*(list(_answers(table, who)) for who in Said._fields))
 
 
 def _answers(table: pa.Table, who: str) -> Iterator[Answers]:
@@ -233,7 +216,8 @@ def finish(job: Plan, said: Mapping[Cell, Said], begun: Run) -> tuple[StudyResul
     """Write the tables, the picture and the result."""
     spec = job.spec
     assert isinstance(spec, StudySpec)
-    students, teachers = ({cell: found[which] for cell, found in said.items()} for which in (0, 1))
+    students = {cell: found.students for cell, found in said.items()}
+    teachers = {cell: found.teachers for cell, found in said.items()}
     resampled = study_report.Resampled(spec, students)
     result = StudyResult(
         name=spec.name,
@@ -242,12 +226,15 @@ def finish(job: Plan, said: Mapping[Cell, Said], begun: Run) -> tuple[StudyResul
         test_speakers=resampled.speakers,
         students=resampled.summaries(),
         teachers=study_report.Resampled(spec, teachers).summaries(),
-        comparisons=study_report.compare_all(spec, resampled),
+        gains=study_report.compare_all(spec, resampled),
         seconds=time.time() - job.started,
         spec_hash=spec.spec_hash,
     )
-    _write_rows(storage.join(begun.place, "study.parquet"), study_report.rows_of(spec, students))
-    _write_rows(storage.join(begun.place, "teachers.parquet"), study_report.rows_of(spec, teachers))
+    for name, of_all in (("study", students), ("teachers", teachers)):
+        rows = [row.model_dump() for row in study_report.rows_of(spec, of_all)]
+        storage.write_table(
+            storage.join(begun.place, f"{name}.parquet"), pa.Table.from_pylist(rows)
+        )
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "study.png")
         study_report.draw(result, picture)
@@ -255,9 +242,3 @@ def finish(job: Plan, said: Mapping[Cell, Said], begun: Run) -> tuple[StudyResul
     place = storage.join(begun.place, RESULT)
     storage.write_bytes(place, result.model_dump_json(indent=1).encode())
     return result, place
-
-
-def _write_rows(place: str, rows: Sequence[Record]) -> None:
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows]), content)
-    storage.write_bytes(place, content.getvalue())

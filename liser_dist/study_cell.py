@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +63,13 @@ class Answers:
     logits: Floats  # [clips, emotions]
 
 
+class Said(NamedTuple):
+    """All that was said in a cell."""
+
+    students: list[Answers]
+    teachers: list[Answers]
+
+
 @dataclass(frozen=True, slots=True)
 class Study:
     """What every cell is given."""
@@ -72,13 +80,8 @@ class Study:
     layers: Mapping[str, int]  # of each teacher's backbone
 
 
-def run_cell(
-    study: Study, cell: Cell, known: Sequence[Example], test: Sequence[Example]
-) -> tuple[list[Answers], list[Answers]]:
-    """The students' answers, and the teachers'; `known`: whose labels it may use.
-
-    Raises LiserError.
-    """
+def run_cell(study: Study, cell: Cell, known: Sequence[Example], test: Sequence[Example]) -> Said:
+    """`known`: the clips whose labels it may use. Raises LiserError."""
     require_disjoint(known, test)
     heads = {name: fit(known, name, study) for name in TEACHERS}
     students = train(study, cell, known, heads)
@@ -89,7 +92,7 @@ def run_cell(
         for method, student in students.items()
     ]
     asked = [ask(head, name, test, study) for name, head in heads.items()]
-    return said, [one for one in asked if one is not None]
+    return Said(said, [one for one in asked if one is not None])
 
 
 def _answers(method: str, clips: Sequence[Example], labels: NDArray[np.int64], logits: Floats

@@ -52,7 +52,7 @@ class Summary(Record):
     high: float
 
 
-class Comparison(Record):
+class Gain(Record):
     """How much better one method's UAR is than another's, with its interval of 95 %."""
 
     label_share: float
@@ -72,24 +72,26 @@ class StudyResult(Record):
     test_speakers: int
     students: list[Summary]
     teachers: list[Summary]
-    comparisons: list[Comparison]
+    gains: list[Gain]
     seconds: float
     spec_hash: str
 
 
 def rows_of(spec: StudySpec, said: Mapping[Cell, Sequence[Answers]]) -> list[Row]:
     """One for each method of each cell."""
-    return [
-        Row(
-            corpus=spec.study.corpus,
-            method=one.method,
-            **asdict(cell),
-            **{k: v for k, v in asdict(score(one.labels, one.logits.argmax(1))).items()
-               if k != "clips"},
-        )
-        for cell, answers in sorted(said.items())
-        for one in answers
-    ]  # fmt: skip
+    return [row_of(spec, cell, one) for cell, answers in sorted(said.items()) for one in answers]
+
+
+def row_of(spec: StudySpec, cell: Cell, one: Answers) -> Row:
+    scores = score(one.labels, one.logits.argmax(1))
+    return Row(
+        corpus=spec.study.corpus,
+        method=one.method,
+        **asdict(cell),
+        uar=scores.uar,
+        war=scores.war,
+        macro_f1=scores.macro_f1,
+    )
 
 
 class Resampled:
@@ -134,19 +136,17 @@ class Resampled:
             )  # fmt: skip
         return found
 
-    def compare(self, method: str, over: str, share: float) -> Comparison | None:
+    def compare(self, method: str, over: str, share: float) -> Gain | None:
         """None where one of the two was not tried."""
         one, other = (method, share), (over, share)
         if one not in self._drawn or other not in self._drawn:
             return None
         low, high = interval_of(self._drawn[one] - self._drawn[other])
         gain = float(np.mean(self._seeds[one]) - np.mean(self._seeds[other]))
-        return Comparison(
-            label_share=share, method=method, over=over, gain=gain, low=low, high=high
-        )
+        return Gain(label_share=share, method=method, over=over, gain=gain, low=low, high=high)
 
 
-def compare_all(spec: StudySpec, resampled: Resampled) -> list[Comparison]:
+def compare_all(spec: StudySpec, resampled: Resampled) -> list[Gain]:
     """Each method with labels alone, and both teachers with either."""
     pairs: list[tuple[str, str]] = [
         (method, BASE) for method in spec.study.methods if method != BASE
@@ -183,10 +183,10 @@ def table_of(result: StudyResult) -> Table:
     return table
 
 
-def gains_of(comparisons: Iterable[Comparison]) -> Table:
+def gains_of(gains: Iterable[Gain]) -> Table:
     """The comparisons, in points of UAR."""
     table = Table("labels", "", "gain in points of UAR", "95 % interval")
-    for one in comparisons:
+    for one in gains:
         pair = f"{name_of(one.method)} over {name_of(one.over)}"
         interval = f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
         table.add_row(f"{100 * one.label_share:g} %", pair, f"{100 * one.gain:+.1f}", interval)

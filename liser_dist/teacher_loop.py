@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ from liser_dist import together
 from liser_dist.calibration import calibration_error, fit_temperature, mean_shares
 from liser_dist.errors import SpecError, TeacherError
 from liser_dist.evaluation import Scores, score
-from liser_dist.fitting import require_all_shown
+from liser_dist.fitting import embed
 from liser_dist.heads import fit_head
 from liser_dist.huggingface_backbone import HuggingFaceBackbone, find_head
-from liser_dist.label_draws import require_disjoint, require_speakers
+from liser_dist.label_draws import require_all_classes, require_disjoint, require_speakers
 from liser_dist.records import Clip, Reason
 from liser_dist.together import gather, told_by_the_first
 from liser_dist.train_teacher_spec import TrainTeacherSpec
@@ -51,9 +52,9 @@ class Answered:
     logits: NDArray[np.float32]  # [looks, emotions], clip by clip
     looks: NDArray[np.int64]  # [clips] how many each has
 
-    def shares(self, temperature: float = 1.0) -> NDArray[np.float64]:
+    def shares(self) -> NDArray[np.float64]:
         """[clips, emotions] probabilities, the mean over looks."""
-        return mean_shares(self.logits, self.looks, temperature)
+        return mean_shares(self.logits, self.looks, temperature=1.0)
 
     def scores(self) -> Scores:
         return score(self.labels, self.shares().argmax(axis=1))
@@ -128,14 +129,9 @@ class TeacherLoop:
     def _require_sound(self) -> None:
         everybody = [clip for parts in gather(self._bare()) for clip in parts]
         sides = {name: [clip for of_set, clip in everybody if of_set == name] for name in SETS}
-        for one, other in (
-            ("labelled", "validation"),
-            ("labelled", "test"),
-            ("validation", "test"),
-        ):
+        for one, other in combinations(SETS, 2):
             require_disjoint(sides[one], sides[other])
-        numbers = [self.spec.emotions.index(clip.emotion) for clip in sides["labelled"]]
-        require_all_shown(self.spec.emotions, numbers, self.backbone.modality)
+        require_all_classes(sides["labelled"], self.spec.emotions, "data.labelled")
         if not sides["validation"]:
             raise SpecError("`data.validation` has no clip that shows the backbone anything")
         self.counts = {name: len(side) for name, side in sides.items() if side}
@@ -172,21 +168,18 @@ class TeacherLoop:
         )
 
     def fit_head(self) -> None:
-        """On the backbone as it is; all workers come to the same."""
-        embeddings: list[NDArray[np.float32]] = []
-        numbers: list[int] = []
-        for batch in self._batches(self.clips["labelled"]):
-            for clip, (_, looks) in zip(batch, self.backbone.answer(batch), strict=True):
-                embeddings.append(looks)
-                numbers += [self.spec.emotions.index(clip.emotion)] * len(looks)
-        parts = gather((embeddings, numbers))
-        seen = np.concatenate([looks for of_worker, _ in parts for looks in of_worker])
-        labels = torch.tensor([number for _, of_worker in parts for number in of_worker])
-        shaped = torch.from_numpy(seen).unflatten(1, (self.backbone.layers, self.backbone.dim))
+        """On the backbone as it is, by the first worker, for all."""
         emotions = self.spec.emotions
+        mine = embed(self.backbone, self._batches(self.clips["labelled"]), emotions)
+        embeddings, labels = (np.concatenate(parts) for parts in zip(*gather(mine), strict=True))
         head = None
         if self.rank == 0:
-            head = fit_head(shaped, labels, len(emotions), balanced=self.spec.balanced)
+            head = fit_head(
+                self.backbone.by_layer(embeddings),
+                torch.from_numpy(labels),
+                len(emotions),
+                balanced=self.spec.balanced,
+            )
         head = told_by_the_first(head)
         assert head is not None
         self.backbone.put_in(head, emotions)
@@ -233,17 +226,17 @@ class TeacherLoop:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()  # statistics of a worker's few clips would be its alone
         optimizer.zero_grad(set_to_none=False)
-        losses, looks = torch.zeros(()), torch.zeros(1)
+        loss, looks = None, 0
         if batch:
             logits, of_clip = self.backbone.classify(batch)
-            numbers = torch.tensor([self.spec.emotions.index(batch[n].emotion) for n in of_clip])
-            labels = numbers.to(logits.device)
-            losses = nn.functional.cross_entropy(logits, labels, weights.to(logits.device),
-                                                 reduction="sum")  # fmt: skip
-            looks = torch.tensor([float(len(numbers))])
-        total = sum(gather(float(looks)))
-        if batch:
-            (losses / total).backward()
+            labels = [self.spec.emotions.index(batch[n].emotion) for n in of_clip]
+            loss = nn.functional.cross_entropy(
+                logits, torch.tensor(labels, device=logits.device), weights, reduction="sum"
+            )
+            looks = len(labels)
+        total = sum(gather(looks))
+        if loss is not None:
+            (loss / total).backward()
         for weight in learned:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
@@ -293,7 +286,8 @@ class TeacherLoop:
             counts[emotions.index(clip.emotion)] += 1
         counts = np.sum(gather(counts), axis=0)
         even = counts.sum() / (len(emotions) * counts)
-        return torch.tensor(even if self.spec.balanced else np.ones_like(even)).float()
+        weights = torch.tensor(even if self.spec.balanced else np.ones_like(even))
+        return weights.float().to(self.backbone.device)
 
     def _soften(self, temperature: float) -> None:
         head = find_head(self.backbone.module)
@@ -313,7 +307,7 @@ def tuned(backbone: HuggingFaceBackbone, layers: str | int) -> list[nn.Parameter
     if layers == "all":
         learned = list(net.parameters())
     else:
-        for layer in layers_of(backbone)[-int(layers) :]:
+        for layer in transformer_layers(backbone)[-int(layers) :]:
             learned += layer.parameters()
     frames = getattr(backbone.body, "feature_extractor", None)
     if frames is not None:
@@ -325,7 +319,7 @@ def tuned(backbone: HuggingFaceBackbone, layers: str | int) -> list[nn.Parameter
     return learned
 
 
-def layers_of(backbone: HuggingFaceBackbone) -> nn.ModuleList:
+def transformer_layers(backbone: HuggingFaceBackbone) -> nn.ModuleList:
     """The body's transformer layers, the first one first. Raises TeacherError."""
     config: Any = backbone.module.config
     config = getattr(config, "vision_config", config)

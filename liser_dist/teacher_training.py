@@ -6,9 +6,7 @@ transformers reads; `answers.parquet`, what it says of the validation and test c
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import os
 import tempfile
 import time
@@ -16,11 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.train
 from ray.data import Dataset
@@ -30,10 +27,9 @@ from rich.table import Table
 
 from liser_dist import cluster, pipeline, screen, storage
 from liser_dist.errors import TeacherError
-from liser_dist.faces import check_detector
 from liser_dist.huggingface_backbone import backbone_shape
 from liser_dist.model_folder import read_model_folder
-from liser_dist.planning import Plan, require_distinct_shards
+from liser_dist.planning import Plan, require_distinct_shards, require_possible
 from liser_dist.records import Clip
 from liser_dist.results import Record
 from liser_dist.runs import RESULT, new_run
@@ -42,7 +38,8 @@ from liser_dist.spec import DistillSpec
 from liser_dist.streaming import UnevenSplit, WorkersJoinThemselves
 from liser_dist.train_teacher_spec import TrainTeacherSpec
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from liser_dist.teacher_loop import Answered, TeacherLoop, Trained
 
 CLIPS = "clips"
 TEACHER = "teacher"
@@ -97,10 +94,7 @@ def plan(spec: TrainTeacherSpec) -> Plan:
     except TeacherError as error:
         raise TeacherError(f"`backbone`: {error}") from error
     job = _to_job(spec, "speech" if modality == "audio" else "face")
-    capacity = cluster.find_cluster()
-    cluster.require_fit(job, capacity)
-    storage.require_writable(job.output, "output")
-    check_detector(job.clip.face_detector, "clip.face_detector")
+    capacity = require_possible(job)
     places = {name: getattr(job.data, name) for name in ("labelled", "validation", "test")}
     shards = {name: find_shards(p, f"data.{name}") for name, p in places.items() if p is not None}
     require_distinct_shards(shards)
@@ -219,7 +213,7 @@ def _read(work: Work) -> dict[str, list[Clip]]:
     return {name: sorted(of_set, key=lambda clip: clip.key) for name, of_set in clips.items()}
 
 
-def _leave(work: Work, loop: Any, trained: Any) -> None:
+def _leave(work: Work, loop: TeacherLoop, trained: Trained) -> None:
     """The first worker's: the teacher's folder, what it said, its scores."""
     from liser_dist.huggingface_backbone import save_teacher
 
@@ -233,9 +227,7 @@ def _leave(work: Work, loop: Any, trained: Any) -> None:
         if said is not None
         for key, label, share in zip(said.keys, said.labels, said.shares(), strict=True)
     ]
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), content)
-    storage.write_bytes(storage.join(work.run, "answers.parquet"), content.getvalue())
+    storage.write_table(storage.join(work.run, "answers.parquet"), pa.Table.from_pylist(rows))
     facts = {
         "labelled_clips": trained.clips["labelled"],
         "labelled_speakers": trained.speakers["labelled"],
@@ -244,14 +236,12 @@ def _leave(work: Work, loop: Any, trained: Any) -> None:
         "layer_shares": [float(np.round(share, 4)) for share in trained.mix],
         "temperature": trained.temperature,
         "calibration_error_before": trained.before.calibration_error(),
-        "validation": _scores("validation", trained),
-        "test": _scores("test", trained) if trained.test is not None else None,
+        **{name: said and _scores(name, said, trained) for name, said in answered.items()},
     }
     storage.write_bytes(storage.join(work.run, TRAINED), json.dumps(facts).encode())
 
 
-def _scores(name: str, trained: Any) -> dict[str, Any]:
-    said = getattr(trained, name)
+def _scores(name: str, said: Answered, trained: Trained) -> dict[str, Any]:
     scores = said.scores()
     return {
         "clips": trained.clips[name], "speakers": trained.speakers[name], "uar": scores.uar,

@@ -85,6 +85,7 @@ class TeacherFacts:
     embedding_dim: int
     names: tuple[str, ...]  # the teacher's own; empty for an encoder
     modality: Modality | Literal["any"]
+    layers: int = 1  # of a backbone, whose embedding is one after the other
 
 
 def describe_teacher(spec: TeacherSpec, emotions: Sequence[str], clip: ClipSpec) -> TeacherFacts:
@@ -104,7 +105,8 @@ def describe_teacher(spec: TeacherSpec, emotions: Sequence[str], clip: ClipSpec)
             from liser_dist.huggingface_backbone import backbone_shape
 
             layers, dim = backbone_shape(spec.model)
-            found = (), layers * dim, read_model_folder(spec.model).modality
+            modality = read_model_folder(spec.model).modality
+            return TeacherFacts((False,) * len(emotions), layers * dim, (), modality, layers)
         case OnnxTeacher() | StudentTeacher():
             model = _load_model(spec, clip)
             found = model.names, model.embedding_dim, model.modality

@@ -202,7 +202,7 @@ class TrainLoop:
     def _labelled_rows(self, step: int) -> list[Example]:
         """This worker's labelled clips of a step."""
         wanted = self.spec.train.labelled_batch_size
-        turn = labelled_turn(self.labelled, wanted, step, self.spec.seed) if wanted else []
+        turn = labelled_turn(self.labelled, wanted, step, self.spec.seed)
         return turn[self.rank :: self.workers]
 
     @property

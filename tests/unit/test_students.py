@@ -28,7 +28,8 @@ def test_every_weight_learns_and_a_silent_row_has_a_finite_gradient(
     spec: CnnStudent | ResLstmStudent,
 ) -> None:
     student = Student(spec, 6, 16000, {"speech": 7})
-    output = student(torch.randn(3, 16000) * 0.1, torch.tensor([16000, 8000, 0]))
+    mel = student.features(torch.randn(3, 16000) * 0.1)
+    output = student.encode(mel, student.features.frames(torch.tensor([16000, 8000, 0])))
     projected = student.projections["speech"](output.embedding)
     (output.logits.square().sum() + projected.sum()).backward()
     for name, weight in student.named_parameters():
