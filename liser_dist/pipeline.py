@@ -12,6 +12,7 @@ a pipeline's actors with each execution, which is why the epochs are one dataset
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ DECODE_ROWS = 16
 READ_BYTES = 4 * 2**20
 IN_FLIGHT_BYTES = 32 * 2**20  # in the object store, for each actor of the pipeline
 TEACHERS_PER_WRITER = 8
+# It tells in each process that there are no progress bars, which is as we want it.
+logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 # Of a teacher on a GPU: what Ray spends on a task, and 0.1 s until the next, count there.
 BATCHES_A_TASK = 4
 

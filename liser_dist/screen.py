@@ -192,11 +192,12 @@ def print_result(result: DistillResult) -> None:
         table.add_row(name, params, *("-" if s is None else f"{100 * s:.1f} %" for s in shares))
     clips, seconds = result.clips, result.seconds
     console.print(table)
-    if clips.passes and (clips.unsure or clips.differing):
-        console.print(
-            f"of all clips seen, {clips.differing / clips.passes:.0%} on which teachers differ, "
-            f"{clips.unsure / clips.passes:.0%} left out, for neither was sure"
-        )
+    for count, what in (
+        (clips.differing, "on which the teachers differ"),
+        (clips.unsure, "left out, for no teacher was sure"),
+    ):
+        if count:
+            console.print(f"of all clips seen, {count / clips.passes:.0%} {what}")
     console.print(
         f"{clips.total} clips: {clips.trained} trained, {clips.rejected} rejected · "
         f"{result.steps} steps · {result.clips_per_s:.0f} clips/s · waits for data "
