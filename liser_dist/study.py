@@ -43,6 +43,8 @@ from liser_dist.study_spec import StudySpec
 from liser_dist.tables import to_examples, to_table
 from liser_dist.teaching import teach
 
+CELL_BYTES = 600 * 2**20  # of a cell's process, without its clips
+
 
 def run(job: Plan) -> tuple[StudyResult, str]:
     """Carry a study out; returns the result and the place where it was written."""
@@ -130,9 +132,12 @@ def run_cells(
     said = {cell: found for cell in sides if (found := _read(place, cell)) is not None}
     left = [cell for cell in sides if cell not in said]
     screen.console.print(f"{len(left)} cells, {len(study.spec.study.methods)} methods in each")
-    task = ray.remote(_run_cell).options(num_cpus=study.spec.study.cell_cpus)
     shared, table = ray.put(study), ray.put(clips)
-    waiting = {task.remote(shared, cell, sides[cell], table): cell for cell in left}
+    waiting = {}
+    for cell in left:
+        wants = {"num_cpus": study.spec.study.cell_cpus, "memory": memory_of(sides[cell], clips)}
+        task = ray.remote(_run_cell).options(**wants)
+        waiting[task.remote(shared, cell, sides[cell], table)] = cell
     while waiting:
         done, _ = ray.wait(list(waiting))
         cell = waiting.pop(done[0])
@@ -143,6 +148,17 @@ def run_cells(
         storage.write_table(_place_of(place, cell), _to_table(said[cell]))
         _tell(study.spec, cell, said[cell], f"{len(said)}/{len(sides)}", seconds)
     return said
+
+
+def memory_of(sides: Sides, clips: pa.Table) -> float:
+    """Bytes that a cell wants of its node, about; no more than the largest node has.
+
+    Its clips, taken from the table, then as records, their embeddings as float32 for the heads; and
+    torch with the students.
+    """
+    share = (len(sides.known) + len(sides.tested)) / max(1, clips.num_rows)
+    most = max(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"])
+    return float(min(CELL_BYTES + 3 * share * clips.nbytes, most))
 
 
 def _run_cell(study: Study, cell: Cell, sides: Sides, table: pa.Table) -> tuple[Said, float]:

@@ -95,6 +95,13 @@ class TeacherLoop:
             for name, of_set in clips.items()
         }
         everybody = [clip for part in gather(self._bare()) for _, clip in part]
+        if not everybody:
+            raise SpecError(
+                f"`data.labelled` {spec.data.labelled} has no clip to learn from: "
+                + ", ".join(f"{count} x {why}" for why, count in self.left_out.most_common())
+                + f"; mend the labels, or give `emotions` that it has in place of "
+                f"{list(spec.emotions)}"
+            )
         require_speakers(everybody, "data")
         if spec.data.validation is None:
             self._set_speakers_aside()

@@ -26,7 +26,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from rich.table import Table
 
 from liser_dist import cluster, pipeline, screen, storage
-from liser_dist.errors import TeacherError
+from liser_dist.errors import LiserError, TeacherError
 from liser_dist.huggingface_backbone import backbone_shape
 from liser_dist.model_folder import read_model_folder
 from liser_dist.planning import Plan, require_distinct_shards, require_possible
@@ -83,6 +83,7 @@ class Work:
     job: DistillSpec
     set_of: Mapping[str, str]  # by shard
     run: str
+    desk: Any
 
 
 def plan(spec: TrainTeacherSpec) -> Plan:
@@ -128,13 +129,15 @@ def run(job: Plan, spec: TrainTeacherSpec) -> tuple[TeacherResult, str]:
     set_of = {shard.place: name for name, found in job.shards.items() for shard in found}
     teacher = job.spec.teachers.speech or job.spec.teachers.face
     spec = spec.model_copy(update={"backbone": getattr(teacher, "model", spec.backbone)})
-    work = Work(spec, job.spec, set_of, place)
+    work = Work(spec, job.spec, set_of, place, desk=pipeline.open_desk())
     screen.console.print(f"training a teacher on {spec.backbone}")
     with tempfile.TemporaryDirectory(prefix="liser-train-") as scratch:
         try:
-            _trainer(work, pipeline.open_desk(), scratch).fit()
+            _trainer(work, scratch).fit()
         except ray.train.TrainingFailedError as error:
             raise pipeline.ours_in(error) from error
+    if failure := ray.get(work.desk.failure.remote()):
+        raise failure
     trained = json.loads(storage.read_bytes(storage.join(place, TRAINED)))
     result = TeacherResult(
         name=spec.name,
@@ -147,7 +150,7 @@ def run(job: Plan, spec: TrainTeacherSpec) -> tuple[TeacherResult, str]:
     return result, storage.join(place, RESULT)
 
 
-def _trainer(work: Work, desk: Any, scratch: str) -> DataParallelTrainer:
+def _trainer(work: Work, scratch: str) -> DataParallelTrainer:
     resources = work.job.resources
     per_worker = {"CPU": resources.worker_cpus}
     if resources.worker_gpus:
@@ -167,16 +170,16 @@ def _trainer(work: Work, desk: Any, scratch: str) -> DataParallelTrainer:
             failure_config=FailureConfig(max_failures=0),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
-        datasets={CLIPS: partial(_decoded, work, desk)},
+        datasets={CLIPS: partial(_decoded, work)},
         dataset_config=UnevenSplit(pipeline.execution_options(work.job), None),
     )
 
 
-def _decoded(work: Work, desk: Any) -> Dataset:
+def _decoded(work: Work) -> Dataset:
     """Rows of Clip, of all sets."""
     pipeline.set_context(work.job)
     visits = [ShardVisit(0, place) for place in work.set_of]
-    return pipeline.decode_samples(work.job, visits, desk, labelled=True)
+    return pipeline.decode_samples(work.job, visits, work.desk, labelled=True)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -192,7 +195,12 @@ def _work(config: dict[str, Any]) -> None:
     work: Work = config["work"]
     torch.set_num_threads(max(1, int(work.job.resources.worker_cpus)))
     with joined(get_device()):
-        loop = TeacherLoop(work.spec, _read(work))
+        clips = _read(work)
+        try:
+            loop = TeacherLoop(work.spec, clips)
+        except LiserError as error:  # the same in all workers; raised here, Ray would print it all
+            ray.get(work.desk.fail.remote(error))
+            return
         trained = loop.run()
         if loop.rank == 0:
             _leave(work, loop, trained)

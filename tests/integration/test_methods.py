@@ -148,3 +148,20 @@ def test_a_teacher_that_two_workers_trained_is_the_one_that_jobs_load(
     recalls = [found["by_speaker"][name] for name in unseen]
     right = sum(EMOTIONS[int(np.argmax(row["shares"]))] == row["emotion"] for row in rows)
     assert right == round(sum(one["war"] * one["clips"] for one in recalls))
+
+
+def test_labels_that_no_teacher_can_learn_from_are_told_without_a_traceback(
+    run: Run, people: str, tmp_path: Path
+) -> None:
+    refused = run(
+        "train_teacher",
+        {name: SMALL[name] for name in ("clip", "resources")}
+        | {
+            "emotions": ["bored", "tired"],
+            "backbone": str(save("wavlm-encoder", tmp_path / "backbone")),
+            "data": {"labelled": people},
+        },
+    )
+    assert refused.code == 2
+    assert "8 x emotion 'happy' is none of the job's" in refused.err
+    assert "Traceback" not in refused.err
