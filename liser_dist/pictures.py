@@ -65,6 +65,6 @@ def draw_lines(
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside center right")
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
