@@ -65,6 +65,6 @@ def draw_lines(
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(frameon=False, loc="outside center right")
+    figure.legend(loc="outside right center").set_frame_on(False)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
