@@ -23,13 +23,15 @@ from typing import Any
 
 from liser_dist.allocation import keep_freed_memory
 
+SECRETS = ("RAY_AUTH_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 NICE = 5  # what the child makes can wait for whoever uses it, on the same cores
 
 
 class ChildProcess(context.ForkServerProcess):
-    """A process that does not load its parent's main module.
+    """A process that does not load its parent's main module, and knows none of its secrets.
 
-    In a Ray actor that is Ray's worker program: each child would import ray, 1 s, to no end.
+    In a Ray actor the module is Ray's worker program: each child would import ray, 1 s, to no end.
+    Whoever has a cluster's token may run what he likes there; a film may be anybody's.
     """
 
     _lock = threading.Lock()
@@ -37,13 +39,16 @@ class ChildProcess(context.ForkServerProcess):
     def start(self) -> None:
         names = vars(sys.modules["__main__"])
         with self._lock:
-            hidden = {name: names.pop(name) for name in ("__file__", "__spec__") if name in names}
+            hidden: dict[str, Any] = {
+                name: names.pop(name) for name in ("__file__", "__spec__") if name in names
+            }
+            secrets = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
             names["__spec__"] = None
             try:
                 super().start()
             finally:
-                for name, value in hidden.items():
-                    names[name] = value
+                names.update(hidden)
+                os.environ.update(secrets)
 
 
 class _ProcessLock:

@@ -15,12 +15,14 @@ from pathlib import Path
 from joblib import cpu_count
 
 from liser_dist.errors import CapacityError
+from liser_dist.fields import POOL
 from liser_dist.spec import DistillSpec
 
 logger = logging.getLogger(__name__)
 
 STARTED_HERE = Path("/tmp/ray/ray_current_cluster")  # where `ray start` notes its address
 
+HERE = "this machine"
 Amounts = dict[str, float]  # "CPU", "GPU"
 
 
@@ -29,30 +31,61 @@ class Need:
     """The least that one stage takes."""
 
     stage: str
+    pool: str
     count: int
     cpus: float  # each
-    gpus: float  # each
+    gpus: float = 0.0  # each
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    amounts: Amounts
+    pool: str | None = None
+    kind: str = ""  # the instance type, where it is known
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
     where: str
-    nodes: tuple[Amounts, ...]
+    nodes: tuple[Node, ...]
 
     @property
     def amounts(self) -> Amounts:
-        return {kind: sum(node.get(kind, 0.0) for node in self.nodes) for kind in ("CPU", "GPU")}
+        return {
+            kind: sum(node.amounts.get(kind, 0.0) for node in self.nodes) for kind in ("CPU", "GPU")
+        }
+
+    @property
+    def pools(self) -> set[str]:
+        """The labels that there are; where there is none, any stage runs anywhere."""
+        return {node.pool for node in self.nodes if node.pool is not None}
+
+    def of(self, pool: str) -> Capacity:
+        """What a stage of this pool may run on. Raises CapacityError where that is no node."""
+        if not self.pools:
+            return self
+        if pool not in self.pools:
+            raise CapacityError(
+                f"no node of {self.where} has the label `{POOL}={pool}`, only "
+                f"{', '.join(sorted(self.pools))}: start nodes with `ray start --labels "
+                f"{POOL}={pool}`, or name a pool that is there in `resources.pools`"
+            )
+        nodes = tuple(node for node in self.nodes if node.pool == pool)
+        return Capacity(f"the pool {pool} of {self.where}", nodes)
 
 
 def needs_of(spec: DistillSpec, workers: int | None = None) -> list[Need]:
     """What must be there at once for the job to move at all; with so many workers, or the least."""
     resources = spec.resources
     workers = spec.train.worker_bounds[0] if workers is None else workers
+    pools, teachers = resources.pools, resources.teachers[0]
+    worker = resources.worker_cpus, resources.worker_gpus
+    teacher = resources.teacher_cpus, resources.teacher_gpus
     return [
-        Need("train workers", workers, resources.worker_cpus, resources.worker_gpus),
-        Need("teachers", resources.teachers[0], resources.teacher_cpus, resources.teacher_gpus),
-        Need("decoders", resources.decoders[0], resources.decoder_cpus, 0),
-        Need("readers", 1, resources.reader_cpus, 0),
+        Need("train workers", pools.students, workers, *worker),
+        Need("teachers", pools.teachers, teachers, *teacher),
+        Need("decoders", pools.decoders, resources.decoders[0], resources.decoder_cpus),
+        Need("readers", pools.decoders, 1, resources.reader_cpus),
     ]
 
 
@@ -76,6 +109,14 @@ def most_workers(spec: DistillSpec, capacity: Capacity) -> int:
 def require_fit(spec: DistillSpec, capacity: Capacity, workers: int | None = None) -> None:
     """Raise CapacityError naming what is missing for so many workers, or for the least."""
     needs = needs_of(spec, workers)
+    if not capacity.pools:
+        _require_fit(needs, capacity)
+        return
+    for pool in dict.fromkeys(need.pool for need in needs):
+        _require_fit([need for need in needs if need.pool == pool], capacity.of(pool))
+
+
+def _require_fit(needs: list[Need], capacity: Capacity) -> None:
     for kind, wanted in total_of(needs).items():
         there = capacity.amounts.get(kind, 0.0)
         if wanted <= there + 1e-6:
@@ -95,19 +136,39 @@ def require_fit(spec: DistillSpec, capacity: Capacity, workers: int | None = Non
 
 def _require_room(needs: list[Need], capacity: Capacity) -> None:
     """Each worker, actor and task wants its amounts on one node: largest first, where it fits."""
-    free = [dict(node) for node in capacity.nodes]
+    room = Room(capacity)
     for need in sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True):
+        if room.take(need, need.count) < need.count:
+            raise CapacityError(
+                f"the job does not fit: {need.stage} want {need.cpus:g} CPUs and "
+                f"{need.gpus:g} GPUs each on one node, and no node of {capacity.where} has "
+                "room for them; lower `resources` or `train.workers`, or use larger nodes"
+            )
+
+
+class Room:
+    """What is free on each node, and which nodes are in use."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.pools = capacity.pools
+        self.nodes = capacity.nodes
+        self.used: set[int] = set()
+        self._free = [dict(node.amounts) for node in capacity.nodes]
+
+    def take(self, need: Need, most: int) -> int:
+        """Put up to `most` of a stage where it may run; how many there was room for."""
         wanted = {"CPU": need.cpus, "GPU": need.gpus}
-        for _ in range(need.count):
-            room = [n for n in free if all(n.get(k, 0.0) + 1e-6 >= w for k, w in wanted.items())]
-            if not room:
-                raise CapacityError(
-                    f"the job does not fit: {need.stage} want {need.cpus:g} CPUs and "
-                    f"{need.gpus:g} GPUs each on one node, and no node of {capacity.where} has "
-                    "room for them; lower `resources` or `train.workers`, or use larger nodes"
-                )
+        for count in range(most):
+            for number, free in enumerate(self._free):
+                allowed = not self.pools or self.nodes[number].pool == need.pool
+                if allowed and all(free.get(k, 0.0) + 1e-6 >= w for k, w in wanted.items()):
+                    break
+            else:
+                return count
+            self.used.add(number)
             for kind, amount in wanted.items():
-                room[0][kind] = room[0].get(kind, 0.0) - amount
+                free[kind] = free.get(kind, 0.0) - amount
+        return most
 
 
 def _quiet_ray() -> None:
@@ -132,14 +193,19 @@ def find_cluster() -> Capacity:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or _started_here()
         if address in (None, "local"):
-            return Capacity("this machine", ({"CPU": float(cpu_count()), "GPU": float(_gpus())},))
+            here = Node({"CPU": float(cpu_count()), "GPU": float(_gpus())})
+            return Capacity(HERE, (here,))
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             why = " ".join(str(error).split())[:300]
+            remedy = (
+                "start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
+            )
+            if "Version mismatch" in why:
+                remedy = "install here what the cluster has, or the other way round"
             raise CapacityError(
-                f"cannot connect to a Ray cluster at {address}: {why}; start one with `ray start "
-                "--head`, or unset RAY_ADDRESS to run on this machine"
+                f"cannot connect to a Ray cluster at {address}: {why}; {remedy}"
             ) from error
     return live_nodes()
 
@@ -150,16 +216,13 @@ def live_nodes() -> Capacity:
 
     leaving = ray._private.state.state.get_draining_nodes()  # Ray has no public place for it
     staying = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
-    return Capacity("the Ray cluster", tuple(node["Resources"] for node in staying))
+    nodes = (Node(node["Resources"], node["Labels"].get(POOL)) for node in staying)
+    return Capacity("the Ray cluster", tuple(nodes))
 
 
-def lack_of(spec: DistillSpec) -> str:
-    """Why the job cannot go on with the nodes that are left, or nothing."""
-    try:
-        require_fit(spec, live_nodes())
-    except CapacityError as error:
-        return str(error)
-    return ""
+def place(pool: str) -> dict[str, str]:
+    """The labels that a stage of this pool asks for: none, on a cluster without pools."""
+    return {POOL: pool} if live_nodes().pools else {}
 
 
 def _started_here() -> str | None:
@@ -185,6 +248,12 @@ def start_ray(capacity: Capacity) -> None:
 
     if ray.is_initialized():
         return
+    if capacity.where != HERE:
+        raise CapacityError(
+            f"`resources.cluster` is {capacity.where}, and no Ray cluster answers: start it with "
+            f"`ray up {capacity.where}` and submit the job there, or leave the field out to run "
+            "on this machine"
+        )
     ray.init(
         address="local",
         num_cpus=int(capacity.amounts["CPU"]),

@@ -23,6 +23,7 @@ class Progress:
     passes: int = 0  # clips trained or rejected, counted once an epoch
     total_passes: int = 0
     rejected: int = 0  # distinct clips
+    taught: int = 0  # passes of which the teachers were asked; the others came from the store
     steps: int = 0
     loss: float = float("nan")
     clips_per_s: float = 0.0

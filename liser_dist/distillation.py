@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from liser_dist import cluster, pipeline, screen, training
+from liser_dist import cluster, pipeline, planning, screen, training
 from liser_dist.committed import is_whole
 from liser_dist.errors import ShardError
 from liser_dist.labelled import read_labelled
@@ -38,7 +38,8 @@ def run(job: Plan) -> tuple[DistillResult, str]:
     if begun.goes_on:
         screen.console.print(f"going on with the run {begun.place}")
     cluster.start_ray(job.capacity)
-    desk, keeping = pipeline.open_desk(), pipeline.open_keeping(job.spec, job.versions)
+    desk = pipeline.open_desk(begun.place)
+    keeping = pipeline.open_keeping(job.spec, job.versions)
     labelled, rejected = read_labelled(job, desk, keeping)
     summary = train(job, begun, desk, keeping, labelled)
     # With torch, which nobody needed before: the first step is the sooner for it.
@@ -68,7 +69,7 @@ def train(
     train_job = to_train_job(job, begun.place, desk, keeping)
     screen.console.print(f"distilling {train_job.clips} clips")
     passes = -1
-    with screen.watched(lambda: pipeline.read_progress(desk), lambda: cluster.lack_of(job.spec)):
+    with screen.watched(lambda: pipeline.read_progress(desk), lambda: planning.lack_of(job.spec)):
         while True:
             summary = training.train_students(train_job, labelled)
             if summary.complete:

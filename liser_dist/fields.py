@@ -43,6 +43,9 @@ PlaceOrOff = Annotated[Place | None, Off]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+POOL = "pool"  # the label of a Ray node that says which stages belong there
+# A value that Ray takes for a label.
+Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]
 Bounds = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 

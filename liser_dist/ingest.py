@@ -72,9 +72,10 @@ def plan(spec: IngestSpec) -> Plan:
     spec = spec.with_absolute_places()
     capacity = cluster.find_cluster()
     cpus = spec.resources.worker_cpus
-    if not any(node.get("CPU", 0.0) >= cpus for node in capacity.nodes):
+    room = capacity.of(spec.resources.pool)
+    if not any(node.amounts.get("CPU", 0.0) >= cpus for node in room.nodes):
         raise CapacityError(
-            f"`resources.worker_cpus` {cpus:g}: no node of {capacity.where} has so many; lower it"
+            f"`resources.worker_cpus` {cpus:g}: no node of {room.where} has so many; lower it"
         )
     check_detector(spec.face.detector, "face.detector")
     sources = (
@@ -137,6 +138,7 @@ def _run(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=spec.resources.worker_cpus,
+        label_selector=cluster.place(spec.resources.pool),
         compute=ActorPoolStrategy(min_size=min(least, len(items)), max_size=most),
     )
     try:

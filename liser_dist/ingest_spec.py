@@ -11,6 +11,7 @@ from liser_dist.fields import (
     Count,
     Off,
     Place,
+    Pool,
     Share,
     Spec,
     absolute_place,
@@ -68,6 +69,9 @@ class IngestResources(Spec):
 
     workers: Bounds = (1, 8)
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0
+    pool: Pool = Field(
+        "decoders", description="the nodes' label `pool`, on a cluster of which some have one"
+    )
 
 
 class IngestSpec(Spec):

@@ -21,6 +21,8 @@ from typing import Self
 
 import psutil
 
+from liser_dist.fields import POOL
+
 HOST = "127.0.0.1"
 START_LIMIT_S = 90.0
 SHARED_MEMORY = Path("/dev/shm")
@@ -59,9 +61,13 @@ class LocalCluster:
     """
 
     def __init__(
-        self, cpus: int, gpus: int = 0, environment: Mapping[str, str] | None = None
+        self,
+        cpus: int,
+        gpus: int = 0,
+        environment: Mapping[str, str] | None = None,
+        pool: str | None = None,
     ) -> None:
-        """`cpus`, `gpus`: logical ones of the head."""
+        """`cpus`, `gpus`: logical ones of the head; `pool`: its label."""
         self._mark = uuid.uuid4().hex
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
@@ -80,7 +86,7 @@ class LocalCluster:
         }
         self.environment.pop("RAY_ADDRESS", None)
         self._start(
-            cpus, "--head", f"--num-gpus={gpus}", f"--port={self._port}",
+            cpus, gpus, pool, "--head", f"--port={self._port}",
             f"--dashboard-port={self._dashboard}", f"--temp-dir={self._folder.name}",
             "--disable-usage-stats",
         )  # fmt: skip
@@ -98,10 +104,13 @@ class LocalCluster:
                 process.kill()
         self._folder.cleanup()
 
-    def add_node(self, cpus: int) -> int:
-        """One node more; returns its number."""
-        self._start(cpus, f"--address={HOST}:{self._port}")
-        return len(self._nodes) - 1
+    def add_node(self, cpus: int, gpus: int = 0, pool: str | None = None) -> int:
+        """One node more, once the cluster knows it; returns its number."""
+        self._start(cpus, gpus, pool, f"--address={HOST}:{self._port}")
+        number = len(self._nodes) - 1
+        log = self._log_of(number)
+        wait_until(lambda: b"Ray runtime started" in log.read_bytes(), START_LIMIT_S, "a Ray node")
+        return number
 
     def lose_node(self, number: int) -> None:
         """All of a node's processes at once, as when its machine is gone."""
@@ -123,14 +132,18 @@ class LocalCluster:
             env=self.environment, check=True, capture_output=True,
         )  # fmt: skip
 
-    def _start(self, cpus: int, *arguments: str) -> None:
+    def _start(self, cpus: int, gpus: int, pool: str | None, *arguments: str) -> None:
         command = [
-            str(_BIN / "ray"), "start", "--block", f"--num-cpus={cpus}",
-            f"--node-ip-address={HOST}", f"--dashboard-agent-listen-port={free_port()}", *arguments,
+            str(_BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
+            f"--node-ip-address={HOST}", f"--dashboard-agent-listen-port={free_port()}",
+            *([f"--labels={POOL}={pool}"] if pool else []), *arguments,
         ]  # fmt: skip
         node = {**self.environment, f"{MARK}_NODE": str(len(self._nodes))}
-        with open(Path(self._folder.name, f"node-{len(self._nodes)}.log"), "wb") as log:
+        with self._log_of(len(self._nodes)).open("wb") as log:
             self._nodes.append(subprocess.Popen(command, env=node, stdout=log, stderr=log))
+
+    def _log_of(self, number: int) -> Path:
+        return Path(self._folder.name, f"node-{number}.log")
 
     def _answers(self) -> bool:
         listed = subprocess.run(

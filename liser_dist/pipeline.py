@@ -28,10 +28,12 @@ from ray.data import (
 )
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from liser_dist import cluster
 from liser_dist.allocation import keep_freed_tables
 from liser_dist.desk import Desk, Progress
-from liser_dist.errors import LiserError
+from liser_dist.errors import CheckpointError, LiserError
 from liser_dist.records import Example, Provenance, Sample
 from liser_dist.shards import ShardVisit, read_samples
 from liser_dist.spec import DistillSpec
@@ -46,17 +48,36 @@ DECODE_ROWS = 16
 READ_BYTES = 4 * 2**20
 IN_FLIGHT_BYTES = 32 * 2**20  # in the object store, for each actor of the pipeline
 TEACHERS_PER_WRITER = 8
+DESK_GOES_S = 5.0
 # It tells in each process that there are no progress bars, which is as we want it.
 logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 # Of a teacher on a GPU: what Ray spends on a task, and 0.1 s until the next, count there.
 BATCHES_A_TASK = 4
 
 
-def open_desk() -> Any:
-    """The run's desk, as an actor on the job's own node: it lives as long as the job."""
+def open_desk(run: str | None = None) -> Any:
+    """The run's desk, as an actor on the job's own node: it lives as long as the job.
+
+    Raises CheckpointError where another job of this cluster has a desk for the same `run`.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(Desk).options(scheduling_strategy=here, **options).remote()
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    if run is not None:
+        options |= {"name": run, "namespace": "liser_dist"}
+    desk = ray.remote(Desk).options(scheduling_strategy=here, **options)
+    # That of a driver that was killed goes within seconds.
+    patiently = Retrying(
+        retry=retry_if_exception_type(ValueError),  # Ray's word for a name that is taken
+        stop=stop_after_delay(DESK_GOES_S),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    )
+    try:
+        return patiently(desk.remote)
+    except ValueError as error:
+        raise CheckpointError(
+            f"another job is at work on the run {run}: wait for it, or give another `name`"
+        ) from error
 
 
 def open_keeping(spec: DistillSpec, versions: Mapping[str, str]) -> Keeping | None:
@@ -70,7 +91,8 @@ def open_keeping(spec: DistillSpec, versions: Mapping[str, str]) -> Keeping | No
     teachers = spec.resources.teachers[1]
     count = -(-teachers // TEACHERS_PER_WRITER) if store.writable else 0
     options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": "SPREAD"}
-    writer = ray.remote(StretchWriter).options(**options)
+    there = cluster.place(spec.resources.pools.teachers)
+    writer = ray.remote(StretchWriter).options(**options, label_selector=there)
     return Keeping(store, [writer.remote(store) for _ in range(count)])
 
 
@@ -133,6 +155,7 @@ def decode_samples(
 ) -> Dataset:
     """Rows of Clip."""
     resources = spec.resources
+    there = cluster.place(resources.pools.decoders)
     items = [
         {"epoch": v.epoch, "shard": v.shard, "version": v.version,
          "finished": v.finished.serialize()}
@@ -146,6 +169,7 @@ def decode_samples(
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=resources.reader_cpus,
+            label_selector=there,
             compute=ray.data.TaskPoolStrategy(size=resources.readers),
         )
         .map_batches(
@@ -156,6 +180,7 @@ def decode_samples(
             batch_size=DECODE_ROWS,
             batch_format="pyarrow",
             num_cpus=resources.decoder_cpus,
+            label_selector=there,
             compute=_pool(resources.decoders),
         )
     )  # fmt: skip
@@ -171,6 +196,7 @@ def teach_clips(clips: Dataset, spec: DistillSpec, **how: Any) -> Dataset:
         batch_format="pyarrow",
         num_cpus=spec.resources.teacher_cpus,
         num_gpus=spec.resources.teacher_gpus or None,
+        label_selector=cluster.place(spec.resources.pools.teachers),
         compute=_pool(spec.resources.teachers),
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from liser_dist import cluster, storage
+from liser_dist.cluster_file import read_cluster
 from liser_dist.committed import require_same_student
-from liser_dist.errors import SpecError, TeacherError
+from liser_dist.errors import CapacityError, SpecError, TeacherError
 from liser_dist.faces import check_detector
 from liser_dist.shards import Shard, find_shards
 from liser_dist.spec import DistillSpec
@@ -57,11 +58,28 @@ def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
 
 def require_possible(spec: DistillSpec) -> cluster.Capacity:
     """What the job runs on: it has room there, and can write. Raises LiserError."""
-    capacity = cluster.find_cluster()
+    capacity = capacity_of(spec)
     cluster.require_fit(spec, capacity)
     storage.require_writable(spec.output, "output")
     check_detector(spec.clip.face_detector, "clip.face_detector")
     return capacity
+
+
+def capacity_of(spec: DistillSpec) -> cluster.Capacity:
+    """The nodes that there are, or that there could be. Raises CapacityError."""
+    there = cluster.find_cluster()
+    if spec.resources.cluster is None:
+        return there
+    return read_cluster(spec.resources.cluster, "resources.cluster")
+
+
+def lack_of(spec: DistillSpec) -> str:
+    """Why the job cannot go on with the nodes that are left, or nothing."""
+    try:
+        cluster.require_fit(spec, capacity_of(spec))
+    except CapacityError as error:
+        return str(error)
+    return ""
 
 
 def require_distinct_shards(shards: Mapping[str, Sequence[Shard]]) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from liser_dist.cluster import Capacity, needs_of, total_of
 from liser_dist.desk import Progress
 from liser_dist.fields import EMOTIONS
+from liser_dist.outlook import Outlook, look_out, read_costs
 from liser_dist.results import DistillResult, StudentScores, TeacherScores
 from liser_dist.shards import Shard
 from liser_dist.spec import DistillSpec
@@ -125,17 +126,35 @@ def line_of(progress: Progress) -> str:
 def print_plan(
     spec: DistillSpec, capacity: Capacity, shards: Mapping[str, Sequence[Shard]]
 ) -> None:
-    """The resolved spec, what the job needs, what there is."""
+    """The resolved spec, what the job needs, what there is. Raises CapacityError."""
     console.print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     for name, found in shards.items():
         console.print(f"{name}: {len(found)} shards, {sum(shard.clips for shard in found)} clips")
-    for need in needs_of(spec):
-        console.print(
-            f"{need.stage}: at least {need.count}, each of {need.cpus:g} CPUs, {need.gpus:g} GPUs"
-        )
+    costs = None if spec.resources.costs is None else read_costs(spec.resources.costs)
+    print_outlook(spec, capacity, look_out(spec, capacity, costs))
     wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total_of(needs_of(spec)).items())
     there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())
     console.print(f"needed at least: {wanted}; {capacity.where} has {there}: it fits")
+
+
+def print_outlook(spec: DistillSpec, capacity: Capacity, found: Outlook) -> None:
+    """How many of each stage, and with costs how fast and how dear."""
+    table = Table(title=f"on {capacity.where}")
+    for name in ("stage", "at least", "as many as", "each", "clips/s"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for need, stage in zip(needs_of(spec), found.stages, strict=True):
+        pace = "" if stage.clips_per_s is None else f"{stage.clips_per_s:,.0f}"
+        if stage is found.slowest:
+            pace += " (slowest)"
+        each = f"{need.cpus:g} CPUs" + (f", {need.gpus:g} GPUs" if need.gpus else "")
+        table.add_row(stage.name, str(need.count), str(stage.count), each, pace)
+    console.print(table)
+    nodes = ", ".join(f"{count} x {kind}" for kind, count in found.nodes.items() if kind)
+    if found.dollars_per_hour is not None and found.dollars_per_million is not None:
+        console.print(
+            f"{nodes}: {found.dollars_per_hour:.2f} dollars an hour, "
+            f"{found.dollars_per_million:,.0f} for a million clips"
+        )
 
 
 def print_synthetic(spec: SyntheticSpec) -> None:

@@ -17,6 +17,7 @@ from liser_dist.fields import (
     CountOrBounds,
     Place,
     PlaceOrOff,
+    Pool,
     Share,
     Spec,
     Weight,
@@ -219,8 +220,19 @@ class TrainSpec(Spec):
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
 
+class PoolsSpec(Spec):
+    """The nodes of each stage: those whose label `pool` is this.
+
+    On a cluster of which no node has that label, any stage runs anywhere.
+    """
+
+    decoders: Pool = "decoders"  # and what reads shards
+    teachers: Pool = "teachers"
+    students: Pool = "students"  # the train workers, and the cells of a study
+
+
 class ResourcesSpec(Spec):
-    """How many of each stage (least, most), and what one of each takes."""
+    """How many of each stage (least, most), what one of each takes, and where it runs."""
 
     decoders: Bounds = (1, 8)
     teachers: Bounds = (1, 1)
@@ -231,6 +243,13 @@ class ResourcesSpec(Spec):
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0
     teacher_gpus: Annotated[float, Field(ge=0)] = 0.0
     worker_gpus: Annotated[float, Field(ge=0)] = 0.0
+    pools: PoolsSpec = PoolsSpec()
+    cluster: PlaceOrOff = Field(
+        None, description="a file for `ray up`: how far the cluster can grow; else what is there"
+    )
+    costs: PlaceOrOff = Field(
+        None, description="a file with prices and seconds a clip, for `--check`: infra/costs.yaml"
+    )
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
@@ -377,5 +396,15 @@ class DistillSpec(Spec):
         return fingerprint(self.model_dump(mode="json", exclude={"output"}))
 
 
-_PLACES = ("unlabelled", "labelled", "validation", "test", "start_from", "output", "store")
+_PLACES = (
+    "unlabelled",
+    "labelled",
+    "validation",
+    "test",
+    "start_from",
+    "output",
+    "store",
+    "cluster",
+    "costs",
+)
 _FILES_OR_NAMES = ("model", "face_detector")  # a hub name, say, where no such file is

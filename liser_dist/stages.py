@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import ray
 
+from liser_dist import metrics
 from liser_dist.allocation import keep_freed_tables
 from liser_dist.errors import LiserError
 from liser_dist.records import Clip, Example, Sample, Targets, stable_hash
@@ -82,10 +84,15 @@ class Decode:
         self.decoder = ClipDecoder(clip)
 
     def __call__(self, samples: pa.Table) -> pa.Table:
+        with metrics.busy("decode"):
+            return self._decode(samples)
+
+    def _decode(self, samples: pa.Table) -> pa.Table:
         clips = [Sample.from_row(row) for row in samples.to_pylist()]
         clips = self._with_known_verdicts(clips)
         work = [(sample, self.windows.start_share(sample)) for sample in clips]
         decoded = list(self.decoder.decode_all(work))
+        metrics.count_decoded(Counter(str(clip.reason) or metrics.DECODED for clip in decoded))
         self._report(clips, decoded)
         return to_table(decoded, Clip)
 
@@ -151,6 +158,12 @@ class Teach:
     def __call__(self, rows: pa.Table) -> pa.Table:
         if self.failure is not None:
             raise self.failure
+        with metrics.busy("teach"):
+            taught = self._teach_all(rows)
+        metrics.count_taught(len(taught))
+        return taught
+
+    def _teach_all(self, rows: pa.Table) -> pa.Table:
         clips = [Clip.from_row(row, self.spec.clip.face_px) for row in rows.to_pylist()]
         # A target must not depend on the clips beside it, in a deterministic run to the last bit.
         size = 1 if self.spec.deterministic else self.spec.teachers.batch_size

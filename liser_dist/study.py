@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from liser_dist import screen, storage, study_report
+from liser_dist import cluster, screen, storage, study_report
 from liser_dist.cluster import Capacity
 from liser_dist.errors import CapacityError, CheckpointError
 from liser_dist.label_draws import (
@@ -68,7 +68,8 @@ def run(job: Plan) -> tuple[StudyResult, str]:
 
 def require_room(spec: StudySpec, capacity: Capacity) -> None:
     """Raise CapacityError where no node could ever run a cell."""
-    most = max(node.get("CPU", 0.0) for node in capacity.nodes)
+    room = capacity.of(spec.resources.pools.students)
+    most = max(node.amounts.get("CPU", 0.0) for node in room.nodes)
     if spec.study.cell_cpus > most:
         raise CapacityError(
             f"`study.cell_cpus` is {spec.study.cell_cpus:g}, and no node has more than {most:g} "
@@ -134,8 +135,12 @@ def run_cells(
     screen.console.print(f"{len(left)} cells, {len(study.spec.study.methods)} methods in each")
     shared, table = ray.put(study), ray.put(clips)
     waiting = {}
+    there = cluster.place(study.spec.resources.pools.students)
     for cell in left:
-        wants = {"num_cpus": study.spec.study.cell_cpus, "memory": memory_of(sides[cell], clips)}
+        memory = memory_of(sides[cell], clips)
+        wants = {
+            "num_cpus": study.spec.study.cell_cpus, "memory": memory, "label_selector": there,
+        }  # fmt: skip
         task = ray.remote(_run_cell).options(**wants)
         waiting[task.remote(shared, cell, sides[cell], table)] = cell
     while waiting:

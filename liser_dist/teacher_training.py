@@ -163,6 +163,7 @@ def _trainer(work: Work, scratch: str) -> DataParallelTrainer:
             num_workers=work.spec.workers,
             use_gpu=resources.worker_gpus > 0,
             resources_per_worker=per_worker,
+            label_selector=cluster.place(resources.pools.students) or None,
         ),
         run_config=RunConfig(
             name=work.spec.name,
@@ -187,14 +188,13 @@ def _work(config: dict[str, Any]) -> None:
     if not config["work"].job.resources.worker_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray would leave them in sight
     import torch
-    from ray.train.torch import get_device
 
     from liser_dist.teacher_loop import TeacherLoop
     from liser_dist.worker import joined
 
     work: Work = config["work"]
     torch.set_num_threads(max(1, int(work.job.resources.worker_cpus)))
-    with joined(get_device()):
+    with joined():
         clips = _read(work)
         try:
             loop = TeacherLoop(work.spec, clips)

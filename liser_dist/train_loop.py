@@ -18,7 +18,7 @@ import ray
 import ray.train
 import torch
 
-from liser_dist import storage
+from liser_dist import metrics, storage
 from liser_dist.batches import Batcher, labelled_turn
 from liser_dist.budget import require_within
 from liser_dist.checkpoints import Checkpoint, CheckpointWriter, load_checkpoint, load_newest
@@ -72,11 +72,12 @@ class TrainLoop:
         stream: Iterator[Any],
         labelled: Sequence[Example],
         validation: Sequence[Example],
+        device: torch.device,
     ) -> None:
         self.job, self.spec, self.stream, self.labelled = job, job.spec, stream, labelled
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.learner = make_learner(job, ray.train.torch.get_device())
+        self.learner = make_learner(job, device)
         self.batcher = Batcher.of(self.spec, job.embeddings, job.first_clips)
         self.validation = LabelledSet.of(validation, self.batcher) if validation else None
         self.ledger = Ledger()
@@ -291,16 +292,17 @@ class TrainLoop:
     def _report(self, loss: float) -> None:
         done, total = self.ledger.passes, self.job.total_passes
         speed = self.clock.speed(done)
-        self.job.desk.set_progress.remote(
-            Progress(
-                passes=done,
-                total_passes=max(done, total),
-                rejected=self.ledger.rejected,
-                steps=self.learner.steps,
-                loss=loss,
-                clips_per_s=speed,
-                data_wait_share=self.clock.wait_share,
-                left_s=(total - done) / speed if speed and total > done else None,
-                scores={kind: found.uar for kind, found in self.learner.best_scores.items()},
-            )
+        progress = Progress(
+            passes=done,
+            total_passes=max(done, total),
+            rejected=self.ledger.rejected,
+            taught=self.taught,
+            steps=self.learner.steps,
+            loss=loss,
+            clips_per_s=speed,
+            data_wait_share=self.clock.wait_share,
+            left_s=(total - done) / speed if speed and total > done else None,
+            scores={kind: found.uar for kind, found in self.learner.best_scores.items()},
         )
+        metrics.tell(asdict(progress))
+        self.job.desk.set_progress.remote(progress)

@@ -18,6 +18,7 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from liser_dist import cluster
 from liser_dist.elastic import ElasticTrainer
 from liser_dist.pipeline import execution_options, ours_in
 from liser_dist.records import Example
@@ -70,6 +71,7 @@ def _trainer(job: TrainJob, config: dict[str, Any], scratch: str) -> DataParalle
             num_workers=train.workers,
             use_gpu=resources.worker_gpus > 0,
             resources_per_worker=per_worker,
+            label_selector=cluster.place(resources.pools.students) or None,
             elastic_resize_monitor_interval_s=train.resize_every_s,
         ),
         run_config=RunConfig(

@@ -26,20 +26,24 @@ def work(config: dict[str, Any], stream: Iterator[Any]) -> None:
     job: TrainJob = config["job"]
     torch.set_num_threads(max(1, int(job.spec.resources.worker_cpus)))
     torch.use_deterministic_algorithms(job.spec.deterministic, warn_only=True)
-    with joined(get_device()):
+    with joined() as device:
         labelled, validation = ray.get([config["labelled"], config["validation"]])
-        TrainLoop(job, stream, labelled, validation).run()
+        TrainLoop(job, stream, labelled, validation, device).run()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """The worker in torch's process group, when it is not alone."""
+def joined() -> Iterator[torch.device]:
+    """The worker in torch's process group, when it is not alone; its device.
+
+    A GPU that Ray was only told of (`ray start --num-gpus`) is the CPU.
+    """
+    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if workers == 1:
-        yield
+        yield device
         return
     here = build_address(*get_address_and_port()) if rank == 0 else None
     dist.init_process_group(
@@ -49,6 +53,6 @@ def joined(device: torch.device) -> Iterator[None]:
         world_size=workers,
     )
     try:
-        yield
+        yield device
     finally:
         dist.destroy_process_group()

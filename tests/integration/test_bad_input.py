@@ -9,11 +9,11 @@ import pytest
 import ray
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
-from liser_dist import planning
+from liser_dist import pipeline, planning, screen
 from liser_dist.checkpoints import Checkpoint, pack_checkpoint
 from liser_dist.command import read_spec
 from liser_dist.committed import write_checkpoint
-from liser_dist.errors import LiserError
+from liser_dist.errors import CheckpointError, LiserError
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Ledger
 from liser_dist.spec import DistillSpec
@@ -156,3 +156,25 @@ def test_s3_with_wrong_credentials_or_no_bucket(
     s3fs.S3FileSystem.clear_instance_cache()
     for word in ["`data.unlabelled`", *words]:
         assert word in message
+
+
+def test_a_run_belongs_to_one_job_of_a_cluster_wherever_it_writes() -> None:
+    # On disk a lock says so before.
+    run = "s3://bucket/runs/a-job/001"
+    first = pipeline.open_desk(run)
+    with pytest.raises(CheckpointError, match=f"another job is at work on the run {run}: wait"):
+        pipeline.open_desk(run)
+    ray.kill(first)
+    ray.kill(pipeline.open_desk(run))
+
+
+def test_the_plan_for_a_cluster_that_does_not_run_yet(
+    write_spec: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    resources = {"cluster": str(root / "cluster.yaml"), "costs": str(root / "infra/costs.yaml")}
+    plan = planning.plan(read_spec(write_spec(resources=resources)))
+    screen.print_plan(plan.spec, plan.capacity, plan.shards)
+    said = capsys.readouterr().out
+    assert "(slowest)" in said
+    assert "dollars an hour" in said

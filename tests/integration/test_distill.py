@@ -73,6 +73,10 @@ def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a
         write_shards(samples, place, clips_per_shard=6)
 
     spec = str(write_spec(**change))
+    stranger = ray_cluster | {"RAY_AUTH_TOKEN": "f" * 64}
+    refused = submitted(stranger, "jobs/distill.py", spec)
+    assert refused.code != 0
+    assert "token" in (refused.out + refused.err).lower()
     say(emotion="sad", speaker="a", source="x", score=1)
     first = submitted(
         ray_cluster, "--working-dir", ".", "--", sys.executable, "jobs/distill.py", spec

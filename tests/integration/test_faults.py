@@ -22,7 +22,7 @@ TOGETHER = [
         "S3 server restarted",
         "driver killed, 1 worker instead of 2",
     ),
-    ("elastic resize", FULL, "node lost"),
+    ("elastic resize", FULL),
 ]
 
 
@@ -71,8 +71,9 @@ def test_no_clip_is_lost_and_none_trained_twice(broken: Broken, names: tuple[str
 
 def test_each_fault_is_injected() -> None:
     # A driver that is killed and resubmitted, as it was and with more workers: test_resume. An S3
-    # that is busy: test_flaky_s3. A notice takes minutes.
+    # that is busy: test_flaky_s3. A node that is lost: test_pools. A notice takes minutes.
     elsewhere = {
+        "node lost",
         "S3 answers 503 for 20 s",
         "driver killed, resubmitted",
         "driver killed, 2 workers instead of 1",

@@ -125,3 +125,16 @@ def test_decoding_loads_neither_torch_nor_ray():
         "assert not {'torch', 'ray', 'silero_vad'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
+
+
+def test_it_knows_no_secret_of_its_parent() -> None:
+    asked = """eval, args=("dict(__import__('os').environ)",))"""
+    code = PARENT.replace("os.getpid)", asked).replace("    time.sleep(600)", "    pool.stop()")
+    secrets = {"RAY_AUTH_TOKEN": "a-secret", "AWS_SECRET_ACCESS_KEY": "another"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "idle"], env=ENVIRONMENT | secrets | {"PLAIN": "plain"},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "'PLAIN': 'plain'" in done.stdout
+    assert "secret" not in done.stdout
+    assert "another" not in done.stdout

@@ -1,13 +1,15 @@
 """A job that cannot fit is told before it waits for ever."""
 
+from typing import Any
+
 import pytest
 
-from liser_dist.cluster import Capacity, require_fit
+from liser_dist.cluster import Capacity, Node, require_fit
 from liser_dist.errors import CapacityError
 from liser_dist.spec import DistillSpec
 
 
-def job(workers: int = 1, **resources: float) -> DistillSpec:
+def job(workers: int = 1, **resources: Any) -> DistillSpec:
     return DistillSpec.model_validate(
         {
             "name": "a-job",
@@ -23,17 +25,34 @@ def test_the_job_that_hung_is_refused() -> None:
     # 2 decoders, a teacher, 2 workers on 4 CPUs: nothing is left for reading.
     hung = job(workers=2, decoders=(2, 2), reader_cpus=1.0)
     with pytest.raises(CapacityError, match=r"needs at least 6 CPUs.*2 CPUs are missing"):
-        require_fit(hung, Capacity("the Ray cluster", ({"CPU": 4.0},)))
-    require_fit(hung, Capacity("the Ray cluster", ({"CPU": 6.0},)))
+        require_fit(hung, Capacity("the Ray cluster", (Node({"CPU": 4.0}),)))
+    require_fit(hung, Capacity("the Ray cluster", (Node({"CPU": 6.0}),)))
 
 
 def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(CapacityError, match="1 GPUs are missing"):
-        require_fit(job(teacher_gpus=1), Capacity("this machine", ({"CPU": 16.0},)))
+        require_fit(job(teacher_gpus=1), Capacity("this machine", (Node({"CPU": 16.0}),)))
 
 
 def test_enough_in_all_and_too_little_on_each_node_is_refused() -> None:
-    four = tuple({"CPU": 8.0, "GPU": 1.0} for _ in range(4))
+    four = tuple(Node({"CPU": 8.0, "GPU": 1.0}) for _ in range(4))
     with pytest.raises(CapacityError, match="train workers want 1 CPUs and 2 GPUs"):
         require_fit(job(worker_gpus=2), Capacity("the Ray cluster", four))
     require_fit(job(workers=4, worker_gpus=1), Capacity("the Ray cluster", four))
+
+
+def test_a_stage_counts_only_what_its_pool_has() -> None:
+    head = Node({"CPU": 0.0}, "head")
+    decoders = Node({"CPU": 16.0}, "decoders")
+    gpu = {"CPU": 4.0, "GPU": 1.0}
+    spec = job(teacher_gpus=1, worker_gpus=1)
+    whole = (head, decoders, Node(gpu, "teachers"), Node(gpu, "students"))
+    require_fit(spec, Capacity("the Ray cluster", whole))
+    both_gpus = (head, decoders, Node(gpu, "teachers"), Node(gpu, "teachers"))
+    with pytest.raises(CapacityError, match="no node of the Ray cluster has the label `pool=stud"):
+        require_fit(spec, Capacity("the Ray cluster", both_gpus))
+    no_gpu = (head, decoders, Node({"CPU": 64.0}, "teachers"), Node(gpu, "students"))
+    with pytest.raises(CapacityError, match="the pool teachers of the Ray cluster has 0, so 1 GPU"):
+        require_fit(spec, Capacity("the Ray cluster", no_gpu))
+    shared = job(teacher_gpus=1, worker_gpus=1, pools={"students": "teachers"})
+    require_fit(shared, Capacity("the Ray cluster", both_gpus))

@@ -1,0 +1,115 @@
+"""What a job will be on a cluster: how many of each stage, which is the slowest, what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+from pydantic import ValidationError
+
+from liser_dist import storage
+from liser_dist.cluster import Capacity, Room, needs_of
+from liser_dist.errors import CapacityError, StorageError
+from liser_dist.fields import Spec, Weight
+from liser_dist.spec import DistillSpec
+
+
+class SecondsPerClip(Spec):
+    """Of one decoder, teacher actor and train worker."""
+
+    decoders: Weight
+    teachers: Weight
+    students: Weight
+
+
+class Costs(Spec):
+    """The user's file: what nodes and clips cost."""
+
+    dollars_per_hour: dict[str, Weight]  # by instance type; with " spot" behind it
+    seconds_per_clip: SecondsPerClip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    name: str
+    pool: str
+    count: int  # as many as there can be
+    clips_per_s: float | None  # of all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    stages: tuple[Stage, ...]
+    nodes: dict[str, int]  # in use, by kind
+    dollars_per_hour: float | None
+
+    @property
+    def slowest(self) -> Stage | None:
+        paced = [stage for stage in self.stages if stage.clips_per_s is not None]
+        return min(paced, key=lambda stage: stage.clips_per_s or 0.0, default=None)
+
+    @property
+    def dollars_per_million(self) -> float | None:
+        """Of clips, once through all stages."""
+        slowest = self.slowest
+        if self.dollars_per_hour is None or slowest is None or not slowest.clips_per_s:
+            return None
+        return self.dollars_per_hour / 3600 / slowest.clips_per_s * 1e6
+
+
+def look_out(spec: DistillSpec, capacity: Capacity, costs: Costs | None) -> Outlook:
+    """Of a job that fits: each stage at its least first, then each at its most."""
+    room, resources = Room(capacity), spec.resources
+    least = {need.stage: need for need in needs_of(spec)}
+    most = {
+        "train workers": spec.train.worker_bounds[1],
+        "teachers": resources.teachers[1],
+        "decoders": resources.decoders[1],
+        "readers": resources.readers,
+    }
+    counts = {name: room.take(need, need.count) for name, need in least.items()}
+    for name, need in least.items():
+        counts[name] += room.take(need, most[name] - need.count)
+    seconds = None if costs is None else costs.seconds_per_clip
+    paces = {
+        "train workers": seconds and seconds.students,
+        "teachers": seconds and seconds.teachers,
+        "decoders": seconds and seconds.decoders,
+    }
+    stages = tuple(
+        Stage(
+            name,
+            need.pool,
+            counts[name],
+            counts[name] / pace if (pace := paces.get(name)) else None,
+        )
+        for name, need in least.items()
+    )
+    kinds = [node.kind for number, node in enumerate(room.nodes)
+             if number in room.used or not node.amounts.get("CPU")]  # fmt: skip
+    nodes = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    return Outlook(stages, nodes, None if costs is None else price_of(nodes, costs))
+
+
+def price_of(nodes: dict[str, int], costs: Costs) -> float | None:
+    """Dollars an hour; None where the kind of a node is not known. Raises CapacityError."""
+    if "" in nodes:
+        return None
+    if unknown := [kind for kind in nodes if kind not in costs.dollars_per_hour]:
+        raise CapacityError(
+            f"`resources.costs`: `dollars_per_hour` has no {', '.join(unknown)}: write what an "
+            "hour of it costs"
+        )
+    return sum(count * costs.dollars_per_hour[kind] for kind, count in nodes.items())
+
+
+def read_costs(place: str) -> Costs:
+    """Raises CapacityError, naming the field."""
+    try:
+        return Costs.model_validate(yaml.safe_load(storage.read_bytes(place)))
+    except (StorageError, yaml.YAMLError) as error:
+        raise CapacityError(f"`resources.costs` {place} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CapacityError(f"`resources.costs` {place}: `{where}`: {first['msg']}") from error

@@ -1,0 +1,102 @@
+"""What a job will be on the cluster of a file: its stages, the slowest, the costs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from liser_dist.cluster import require_fit
+from liser_dist.cluster_file import read_cluster
+from liser_dist.errors import CapacityError
+from liser_dist.outlook import look_out, read_costs
+from liser_dist.spec import DistillSpec
+
+ROOT = Path(__file__).parents[2]
+OURS = str(ROOT / "cluster.yaml")
+COSTS = str(ROOT / "infra" / "costs.yaml")
+
+
+def job(**resources: Any) -> DistillSpec:
+    return DistillSpec.model_validate(
+        {
+            "name": "a-job",
+            "data": {"unlabelled": "shards"},
+            "teachers": {"speech": {"kind": "mock"}},
+            "resources": {"teacher_gpus": 1, "worker_gpus": 1, **resources},
+        }
+    )
+
+
+def changed(tmp_path: Path, file: str, change: Any) -> str:
+    content = yaml.safe_load(Path(file).read_text())
+    change(content)
+    copy = tmp_path / Path(file).name
+    copy.write_text(yaml.safe_dump(content))
+    return str(copy)
+
+
+def test_ray_takes_our_cluster() -> None:
+    validate_config(prepare_config(yaml.safe_load(Path(OURS).read_text())))
+
+
+def test_the_slowest_stage_and_its_price() -> None:
+    spec = job(decoders=[8, 64], teachers=[1, 8])
+    capacity = read_cluster(OURS, "resources.cluster")
+    require_fit(spec, capacity)
+    found = look_out(spec, capacity, read_costs(COSTS))
+    counts = {stage.name: stage.count for stage in found.stages}
+    assert counts == {"train workers": 1, "teachers": 8, "decoders": 64, "readers": 2}
+    assert found.slowest is not None
+    assert found.slowest.name == "decoders"
+    assert found.slowest.clips_per_s == pytest.approx(64 / 0.118)
+    # 64.5 CPUs in all, of 16 a node: a fifth one for half a CPU of readers.
+    assert found.nodes == {
+        "m6i.xlarge": 1, "c6i.4xlarge spot": 5, "g6.2xlarge spot": 8, "g6.2xlarge": 1,
+    }  # fmt: skip
+    hourly = 0.192 + 5 * 0.28 + 8 * 0.42 + 0.978
+    assert found.dollars_per_hour == pytest.approx(hourly)
+    assert found.dollars_per_million == pytest.approx(hourly / 3600 * 1e6 * 0.118 / 64)
+
+
+def test_no_more_than_there_is_room_for() -> None:
+    found = look_out(job(teachers=[1, 100]), read_cluster(OURS, "resources.cluster"), None)
+    assert {stage.name: stage.count for stage in found.stages}["teachers"] == 8
+    assert found.slowest is None
+    assert found.dollars_per_hour is None
+
+
+def test_what_does_not_fit_is_named() -> None:
+    capacity = read_cluster(OURS, "resources.cluster")
+    with pytest.raises(CapacityError, match=r"the pool students of .* has 4, so 1 GPUs are miss"):
+        require_fit(job(), capacity, workers=5)
+
+
+def test_a_pool_without_a_label_is_refused(tmp_path: Path) -> None:
+    place = changed(tmp_path, OURS, lambda c: c["available_node_types"]["decoders"].pop("labels"))
+    with pytest.raises(CapacityError, match=r"`available_node_types.decoders.labels`: Field req"):
+        read_cluster(place, "resources.cluster")
+    other = changed(
+        tmp_path, OURS,
+        lambda c: c["available_node_types"]["decoders"].update(labels={"team": "speech"}),
+    )  # fmt: skip
+    with pytest.raises(CapacityError, match="node type decoders has no label `pool`"):
+        read_cluster(other, "resources.cluster")
+
+
+@pytest.mark.parametrize("text", ["just a word", "available_node_types: {}", "{"])
+def test_what_is_no_cluster_is_refused(text: str, tmp_path: Path) -> None:
+    place = tmp_path / "cluster.yaml"
+    place.write_text(text)
+    with pytest.raises(CapacityError, match=r"`resources.cluster` .* is no file for `ray up`"):
+        read_cluster(str(place), "resources.cluster")
+
+
+def test_a_price_that_is_missing_is_named(tmp_path: Path) -> None:
+    costs = changed(tmp_path, COSTS, lambda c: c["dollars_per_hour"].pop("g6.2xlarge spot"))
+    with pytest.raises(CapacityError, match=r"`dollars_per_hour` has no g6.2xlarge spot"):
+        look_out(job(), read_cluster(OURS, "resources.cluster"), read_costs(costs))
+    broken = changed(tmp_path, COSTS, lambda c: c.pop("seconds_per_clip"))
+    with pytest.raises(CapacityError, match="`seconds_per_clip`: Field required"):
+        read_costs(broken)
