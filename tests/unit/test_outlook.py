@@ -100,3 +100,15 @@ def test_a_price_that_is_missing_is_named(tmp_path: Path) -> None:
     broken = changed(tmp_path, COSTS, lambda c: c.pop("seconds_per_clip"))
     with pytest.raises(CapacityError, match="`seconds_per_clip`: Field required"):
         read_costs(broken)
+
+
+def test_the_dashboard_reckons_with_the_same_prices() -> None:
+    group, _ = yaml.safe_load((ROOT / "infra" / "monitoring" / "rules.yaml").read_text())["groups"]
+    told = {
+        rule["labels"]["node_type"]: float(rule["expr"].removeprefix("vector(").removesuffix(")"))
+        for rule in group["rules"]
+        if rule.get("record") == "liser:node_dollars_per_hour"
+    }
+    prices = read_costs(COSTS).dollars_per_hour
+    nodes = read_cluster(OURS, "resources.cluster").nodes
+    assert told.items() >= {str(node.pool): prices[node.kind] for node in nodes}.items()
