@@ -27,11 +27,12 @@ def main() -> None:
     # as its main module needs none of it.
     from liser_dist import cluster, distillation, planning, screen, teaching
 
-    plan = planning.plan(command.spec, make_corpus=not command.check)
+    trains = TEACH_ONLY not in command.flags
+    plan = planning.plan(command.spec, make_corpus=not command.check, trains=trains)
     if command.check:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)
         return
-    if TEACH_ONLY in command.flags:
+    if not trains:
         store, _ = teaching.teach(plan)
         cluster.leave_ray()
         print(store.place, flush=True)

@@ -20,7 +20,7 @@ def main() -> None:
     command = read_command(sys.argv[1:], DEFAULT, ABOUT, StudySpec)
     from liser_dist import cluster, planning, screen, study, study_report  # heavy
 
-    plan = planning.plan(command.spec, make_corpus=not command.check)
+    plan = planning.plan(command.spec, make_corpus=not command.check, trains=False)
     if command.check:
         screen.print_plan(plan.spec, plan.capacity, plan.shards)
         return

@@ -19,20 +19,24 @@ import threading
 import time
 from multiprocessing import connection, context, reduction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from liser_dist.allocation import keep_freed_memory
 
-SECRETS = ("RAY_AUTH_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+TOKEN = ("RAY_AUTH_TOKEN",)
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 NICE = 5  # what the child makes can wait for whoever uses it, on the same cores
 
 
 class ChildProcess(context.ForkServerProcess):
-    """A process that does not load its parent's main module, and knows none of its secrets.
+    """A process that does not load its parent's main module, nor inherits its secrets.
 
     In a Ray actor the module is Ray's worker program: each child would import ray, 1 s, to no end.
-    Whoever has a cluster's token may run what he likes there; a film may be anybody's.
+    Whoever has a cluster's token may run what he likes there, and a film may be anybody's. It is no
+    sandbox: what the same user may read of files and other processes, the child may read, too.
     """
+
+    withheld: ClassVar[tuple[str, ...]] = (*TOKEN, *S3_KEYS)  # environment variables
 
     _lock = threading.Lock()
 
@@ -42,13 +46,19 @@ class ChildProcess(context.ForkServerProcess):
             hidden: dict[str, Any] = {
                 name: names.pop(name) for name in ("__file__", "__spec__") if name in names
             }
-            secrets = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
+            secrets = {name: os.environ.pop(name) for name in self.withheld if name in os.environ}
             names["__spec__"] = None
             try:
                 super().start()
             finally:
                 names.update(hidden)
                 os.environ.update(secrets)
+
+
+class ReadingChildProcess(ChildProcess):
+    """Opens places on S3 itself."""
+
+    withheld = TOKEN
 
 
 class _ProcessLock:
@@ -101,6 +111,12 @@ class ChildContext(context.ForkServerContext):
 
     def RLock(self) -> Any:  # noqa: N802 (multiprocessing's name)
         return _ProcessLock()
+
+
+class ReadingContext(ChildContext):
+    """Of children that open places on S3 themselves."""
+
+    Process = ReadingChildProcess
 
 
 def enter_child(limit_bytes: int) -> None:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 STARTED_HERE = Path("/tmp/ray/ray_current_cluster")  # where `ray start` notes its address
 
 HERE = "this machine"
+TRAIN_WORKERS = "train workers"
 Amounts = dict[str, float]  # "CPU", "GPU"
 
 
@@ -42,6 +43,7 @@ class Node:
     amounts: Amounts
     pool: str | None = None
     kind: str = ""  # the instance type, where it is known
+    stands: bool = False  # also when nothing runs there
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +69,25 @@ class Capacity:
         if pool not in self.pools:
             raise CapacityError(
                 f"no node of {self.where} has the label `{POOL}={pool}`, only "
-                f"{', '.join(sorted(self.pools))}: start nodes with `ray start --labels "
-                f"{POOL}={pool}`, or name a pool that is there in `resources.pools`"
+                f"{', '.join(sorted(self.pools))}: name the file of a cluster that grows in "
+                f"`resources.cluster`, or start nodes with `ray start --labels {POOL}={pool}`, or "
+                "give the stage another pool in `resources`"
             )
         nodes = tuple(node for node in self.nodes if node.pool == pool)
         return Capacity(f"the pool {pool} of {self.where}", nodes)
 
 
 def needs_of(spec: DistillSpec, workers: int | None = None) -> list[Need]:
-    """What must be there at once for the job to move at all; with so many workers, or the least."""
+    """What must be there at once for the job to move at all: its train workers, so many or the
+    least of them, then the others.
+    """
     resources = spec.resources
     workers = spec.train.worker_bounds[0] if workers is None else workers
     pools, teachers = resources.pools, resources.teachers[0]
     worker = resources.worker_cpus, resources.worker_gpus
     teacher = resources.teacher_cpus, resources.teacher_gpus
     return [
-        Need("train workers", pools.students, workers, *worker),
+        Need(TRAIN_WORKERS, pools.students, workers, *worker),
         Need("teachers", pools.teachers, teachers, *teacher),
         Need("decoders", pools.decoders, resources.decoders[0], resources.decoder_cpus),
         Need("readers", pools.decoders, 1, resources.reader_cpus),
@@ -99,6 +104,12 @@ def total_of(needs: list[Need]) -> Amounts:
 def most_workers(spec: DistillSpec, capacity: Capacity) -> int:
     """How many of an elastic job's workers there is room for beside all that feeds them."""
     least, most = spec.train.worker_bounds
+    if capacity.pools:  # the other stages cannot take their room; their nodes may all be gone
+        worker, *others = needs_of(spec)
+        room = Room(capacity)
+        for need in others:
+            room.take(need, need.count)
+        return max(least, room.take(worker, most))
     for workers in range(most, least, -1):
         with suppress(CapacityError):
             require_fit(spec, capacity, workers)
@@ -112,7 +123,7 @@ def require_fit(spec: DistillSpec, capacity: Capacity, workers: int | None = Non
     if not capacity.pools:
         _require_fit(needs, capacity)
         return
-    for pool in dict.fromkeys(need.pool for need in needs):
+    for pool in dict.fromkeys(need.pool for need in needs if need.count):
         _require_fit([need for need in needs if need.pool == pool], capacity.of(pool))
 
 
@@ -137,13 +148,17 @@ def _require_fit(needs: list[Need], capacity: Capacity) -> None:
 def _require_room(needs: list[Need], capacity: Capacity) -> None:
     """Each worker, actor and task wants its amounts on one node: largest first, where it fits."""
     room = Room(capacity)
-    for need in sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True):
+    for need in largest_first(needs):
         if room.take(need, need.count) < need.count:
             raise CapacityError(
                 f"the job does not fit: {need.stage} want {need.cpus:g} CPUs and "
                 f"{need.gpus:g} GPUs each on one node, and no node of {capacity.where} has "
                 "room for them; lower `resources` or `train.workers`, or use larger nodes"
             )
+
+
+def largest_first(needs: list[Need]) -> list[Need]:
+    return sorted(needs, key=lambda need: (need.gpus, need.cpus), reverse=True)
 
 
 class Room:
@@ -221,8 +236,13 @@ def live_nodes() -> Capacity:
 
 
 def place(pool: str) -> dict[str, str]:
-    """The labels that a stage of this pool asks for: none, on a cluster without pools."""
-    return {POOL: pool} if live_nodes().pools else {}
+    """The labels that a stage of this pool asks for: none, on a cluster without pools.
+
+    Nodes that are gone count, too: those of a pool may all be, for a while.
+    """
+    import ray
+
+    return {POOL: pool} if any(POOL in node["Labels"] for node in ray.nodes()) else {}
 
 
 def _started_here() -> str | None:
@@ -242,18 +262,25 @@ def _started_here() -> str | None:
     return address
 
 
+def require_reachable(capacity: Capacity) -> None:
+    """Raise CapacityError where the job was planned for a cluster that does not run."""
+    import ray
+
+    if capacity.where != HERE and not ray.is_initialized():
+        raise CapacityError(
+            f"`resources.cluster` is {capacity.where}, and no Ray cluster answers: start it with "
+            f"`ray up {capacity.where}` and submit the job there, or leave the field out to run "
+            "on this machine"
+        )
+
+
 def start_ray(capacity: Capacity) -> None:
     """Start Ray on this machine, unless connected to a cluster already."""
     import ray
 
     if ray.is_initialized():
         return
-    if capacity.where != HERE:
-        raise CapacityError(
-            f"`resources.cluster` is {capacity.where}, and no Ray cluster answers: start it with "
-            f"`ray up {capacity.where}` and submit the job there, or leave the field out to run "
-            "on this machine"
-        )
+    require_reachable(capacity)
     ray.init(
         address="local",
         num_cpus=int(capacity.amounts["CPU"]),

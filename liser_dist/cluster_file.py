@@ -16,8 +16,13 @@ from liser_dist.fields import POOL
 class _Type(BaseModel):
     resources: dict[str, float]
     labels: dict[str, str]
-    max_workers: int = Field(1, ge=0)
+    min_workers: int = Field(0, ge=0)
+    max_workers: int | None = Field(None, ge=0)
     node_config: dict[str, Any] = {}
+
+    def bounds(self, in_all: int) -> tuple[int, int]:
+        most = in_all if self.max_workers is None else self.max_workers
+        return min(self.min_workers, most), most
 
     @property
     def kind(self) -> str:
@@ -33,8 +38,11 @@ def read_cluster(place: str, field: str) -> Capacity:
     try:
         content = yaml.safe_load(storage.read_bytes(place))
         head, types = content["head_node_type"], content["available_node_types"]
+        in_all = int(content.get("max_workers", 2))  # 2 is Ray's own default
         known = _TYPES.validate_python(types)
-    except (StorageError, yaml.YAMLError, KeyError, TypeError) as error:
+    except StorageError as error:
+        raise CapacityError(f"`{field}` {place} cannot be read: {error}") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CapacityError(
             f"`{field}` {place} is no file for `ray up` ({type(error).__name__}: {error}): give "
             "one with `head_node_type` and `available_node_types`"
@@ -54,6 +62,12 @@ def read_cluster(place: str, field: str) -> Capacity:
                 f"stage would run there: write `labels: {{{POOL}: decoders}}`, or teachers, "
                 "students, head"
             )
-        count = 1 if name == head else kind.max_workers
-        nodes += [Node(kind.resources, kind.labels[POOL], kind.kind)] * count
+        stand, most = (1, 1) if name == head else kind.bounds(in_all)
+        for number in range(most):
+            nodes.append(Node(kind.resources, kind.labels[POOL], kind.kind, number < stand))
+    if len(nodes) - 1 > in_all:
+        raise CapacityError(
+            f"`{field}` {place}: `max_workers` is {in_all}, and the node types may have "
+            f"{len(nodes) - 1} in all: raise it, or lower theirs"
+        )
     return Capacity(place, tuple(nodes))

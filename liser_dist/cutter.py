@@ -9,7 +9,7 @@ import cv2
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from liser_dist import storage
-from liser_dist.child import ChildContext, enter_child
+from liser_dist.child import ReadingContext, enter_child
 from liser_dist.containers import one_line
 from liser_dist.errors import MissingError, SampleError, StorageError
 from liser_dist.film_clips import Outcome, Refused, Source, ingest_source
@@ -87,7 +87,7 @@ class FilmCutter:
             max_workers=1,
             initializer=_enter,
             initargs=(self._spec.limits.memory_bytes,),
-            context=ChildContext(preload=__name__),
+            context=ReadingContext(preload=__name__),
         )
 
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 def run(job: Plan) -> tuple[DistillResult, str]:
     """Carry a plan out; returns the result and the place where it was written."""
+    cluster.require_reachable(job.capacity)
     begun = open_run(job.spec, job.shards)
     job = replace(job, shards=begun.shards)
     if job.spec.synthetic is not None:

@@ -37,7 +37,7 @@ def plan(spec: EvaluateSpec) -> Plan:
     job = _to_job(spec, slot, clip)
     return Plan(
         spec=job,
-        capacity=require_possible(job),
+        capacity=require_possible(job, trains=False),
         shards={"test": find_shards(spec.data.labelled, "data.labelled")},
         teachers={slot: facts},
         started=started,
@@ -72,8 +72,8 @@ def _to_job(spec: EvaluateSpec, slot: str, clip: ClipSpec) -> DistillSpec:
 
 def run(job: Plan, spec: EvaluateSpec) -> tuple[Assessment, str]:
     """Returns the assessment, and the place where it was written. Raises LiserError."""
-    run_place = new_run(spec, job.spec.output, spec.name)
     cluster.start_ray(job.capacity)
+    run_place = new_run(spec, job.spec.output, spec.name)
     labelled, rejected = read_labelled(job, pipeline.open_desk(), None)
     ((slot, facts),) = job.teachers.items()
     clips = [clip for clip in labelled["test"] if getattr(clip, f"{slot}_logits").size]

@@ -11,6 +11,7 @@ from liser_dist.fields import (
     Count,
     Off,
     Place,
+    PlaceOrOff,
     Pool,
     Share,
     Spec,
@@ -72,6 +73,9 @@ class IngestResources(Spec):
     pool: Pool = Field(
         "decoders", description="the nodes' label `pool`, on a cluster of which some have one"
     )
+    cluster: PlaceOrOff = Field(
+        None, description="a file for `ray up`: how far the cluster can grow; else what is there"
+    )
 
 
 class IngestSpec(Spec):
@@ -94,7 +98,7 @@ class IngestSpec(Spec):
 
     def with_absolute_places(self) -> IngestSpec:
         """Ray's workers have another working directory."""
-        places, files = ("source", "output"), ("detector",)
+        places, files = ("source", "output", "cluster"), ("detector",)
         return type(self).model_validate(with_absolute_places(self.model_dump(), places, files))
 
     @model_validator(mode="after")

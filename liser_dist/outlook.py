@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from liser_dist import storage
-from liser_dist.cluster import Capacity, Room, needs_of
+from liser_dist.cluster import TRAIN_WORKERS, Capacity, Room, largest_first, needs_of
 from liser_dist.errors import CapacityError, StorageError
 from liser_dist.fields import Spec, Weight
 from liser_dist.spec import DistillSpec
@@ -62,17 +62,18 @@ def look_out(spec: DistillSpec, capacity: Capacity, costs: Costs | None) -> Outl
     room, resources = Room(capacity), spec.resources
     least = {need.stage: need for need in needs_of(spec)}
     most = {
-        "train workers": spec.train.worker_bounds[1],
+        TRAIN_WORKERS: spec.train.worker_bounds[1],
         "teachers": resources.teachers[1],
         "decoders": resources.decoders[1],
         "readers": resources.readers,
     }
-    counts = {name: room.take(need, need.count) for name, need in least.items()}
-    for name, need in least.items():
-        counts[name] += room.take(need, most[name] - need.count)
+    order = largest_first(list(least.values()))
+    counts = {need.stage: room.take(need, need.count) for need in order}
+    for need in order:
+        counts[need.stage] += room.take(need, most[need.stage] - need.count)
     seconds = None if costs is None else costs.seconds_per_clip
     paces = {
-        "train workers": seconds and seconds.students,
+        TRAIN_WORKERS: seconds and seconds.students,
         "teachers": seconds and seconds.teachers,
         "decoders": seconds and seconds.decoders,
     }
@@ -85,8 +86,7 @@ def look_out(spec: DistillSpec, capacity: Capacity, costs: Costs | None) -> Outl
         )
         for name, need in least.items()
     )
-    kinds = [node.kind for number, node in enumerate(room.nodes)
-             if number in room.used or not node.amounts.get("CPU")]  # fmt: skip
+    kinds = [node.kind for n, node in enumerate(room.nodes) if n in room.used or node.stands]
     nodes = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     return Outlook(stages, nodes, None if costs is None else price_of(nodes, costs))
 

@@ -76,7 +76,8 @@ def open_desk(run: str | None = None) -> Any:
         return patiently(desk.remote)
     except ValueError as error:
         raise CheckpointError(
-            f"another job is at work on the run {run}: wait for it, or give another `name`"
+            f"another job is at work on the run {run}, or was a moment ago: wait for it, or give "
+            "another `name`"
         ) from error
 
 

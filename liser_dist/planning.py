@@ -34,11 +34,14 @@ class Plan:
         return {shard.place: shard.version for found in self.shards.values() for shard in found}
 
 
-def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
-    """Check all that can be checked before Ray is asked for anything. Raises LiserError."""
+def plan(spec: DistillSpec, make_corpus: bool = True, trains: bool = True) -> Plan:
+    """Check all that can be checked before Ray is asked for anything. Raises LiserError.
+
+    `trains`: whether there will be train workers.
+    """
     started = time.time()
     spec = spec.with_absolute_places()
-    capacity = require_possible(spec)
+    capacity = require_possible(spec, trains)
     if spec.synthetic is not None and make_corpus:
         from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
 
@@ -56,10 +59,10 @@ def plan(spec: DistillSpec, make_corpus: bool = True) -> Plan:
     return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)
 
 
-def require_possible(spec: DistillSpec) -> cluster.Capacity:
+def require_possible(spec: DistillSpec, trains: bool = True) -> cluster.Capacity:
     """What the job runs on: it has room there, and can write. Raises LiserError."""
     capacity = capacity_of(spec)
-    cluster.require_fit(spec, capacity)
+    cluster.require_fit(spec, capacity, None if trains else 0)
     storage.require_writable(spec.output, "output")
     check_detector(spec.clip.face_detector, "clip.face_detector")
     return capacity
@@ -76,7 +79,7 @@ def capacity_of(spec: DistillSpec) -> cluster.Capacity:
 def lack_of(spec: DistillSpec) -> str:
     """Why the job cannot go on with the nodes that are left, or nothing."""
     try:
-        cluster.require_fit(spec, capacity_of(spec))
+        cluster.require_fit(spec, cluster.live_nodes())
     except CapacityError as error:
         return str(error)
     return ""

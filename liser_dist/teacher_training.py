@@ -124,8 +124,8 @@ def _to_job(spec: TrainTeacherSpec, slot: str) -> DistillSpec:
 
 def run(job: Plan, spec: TrainTeacherSpec) -> tuple[TeacherResult, str]:
     """Returns the result, and the place where it was written. Raises LiserError."""
-    place = new_run(spec, job.spec.output, spec.name)
     cluster.start_ray(job.capacity)
+    place = new_run(spec, job.spec.output, spec.name)
     set_of = {shard.place: name for name, found in job.shards.items() for shard in found}
     teacher = job.spec.teachers.speech or job.spec.teachers.face
     spec = spec.model_copy(update={"backbone": getattr(teacher, "model", spec.backbone)})

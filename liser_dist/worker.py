@@ -19,6 +19,8 @@ from torch import distributed as dist
 from liser_dist.train_job import TrainJob
 from liser_dist.train_loop import TrainLoop
 
+logger = logging.getLogger(__name__)
+
 
 def work(config: dict[str, Any], stream: Iterator[Any]) -> None:
     """Runs in each worker, on its own part of the stream."""
@@ -37,7 +39,10 @@ def joined() -> Iterator[torch.device]:
 
     A GPU that Ray was only told of (`ray start --num-gpus`) is the CPU.
     """
-    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
+    device = get_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logger.warning("Ray gives this worker a GPU, and torch finds none: it works on the CPU")
+        device = torch.device("cpu")
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if device.type == "cuda":

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from liser_dist.cluster import Capacity, Node, require_fit
+from liser_dist.cluster import Capacity, Node, most_workers, require_fit
 from liser_dist.errors import CapacityError
 from liser_dist.spec import DistillSpec
 
 
-def job(workers: int = 1, **resources: Any) -> DistillSpec:
+def job(workers: int | list[int] = 1, **resources: Any) -> DistillSpec:
     return DistillSpec.model_validate(
         {
             "name": "a-job",
@@ -56,3 +56,22 @@ def test_a_stage_counts_only_what_its_pool_has() -> None:
         require_fit(spec, Capacity("the Ray cluster", no_gpu))
     shared = job(teacher_gpus=1, worker_gpus=1, pools={"students": "teachers"})
     require_fit(shared, Capacity("the Ray cluster", both_gpus))
+
+
+def test_workers_of_a_pool_stay_when_the_nodes_of_others_are_gone() -> None:
+    students = tuple(Node({"CPU": 4.0, "GPU": 1.0}, "students") for _ in range(3))
+    spec = job(workers=[1, 4], worker_gpus=1)
+    assert most_workers(spec, Capacity("the Ray cluster", students)) == 3
+    other = (Node({"CPU": 16.0}, "decoders"), Node({"CPU": 4.0}, "teachers"))
+    assert most_workers(spec, Capacity("the Ray cluster", students + other)) == 3
+    shared = job(workers=[1, 4], worker_gpus=1, teacher_gpus=1, pools={"teachers": "students"})
+    assert most_workers(shared, Capacity("the Ray cluster", students)) == 2
+
+
+def test_what_trains_nothing_needs_no_node_for_it() -> None:
+    without = Capacity(
+        "the Ray cluster", (Node({"CPU": 4}, "decoders"), Node({"CPU": 4}, "teachers"))
+    )
+    require_fit(job(), without, workers=0)
+    with pytest.raises(CapacityError, match="pool=students"):
+        require_fit(job(), without)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from liser_dist.cluster import require_fit
+from liser_dist.cluster import Capacity, Node, require_fit
 from liser_dist.cluster_file import read_cluster
 from liser_dist.errors import CapacityError
 from liser_dist.outlook import look_out, read_costs
@@ -83,6 +83,29 @@ def test_a_pool_without_a_label_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(CapacityError, match="node type decoders has no label `pool`"):
         read_cluster(other, "resources.cluster")
+
+
+def test_bounds_are_as_ray_reads_them(tmp_path: Path) -> None:
+    def change(content: Any) -> None:
+        content["max_workers"] = 9
+        types = content["available_node_types"]
+        del types["students"]["max_workers"]  # the bound of all is its own, then
+        types["teachers"]["max_workers"] = types["decoders"]["max_workers"] = 0
+
+    nodes = read_cluster(changed(tmp_path, OURS, change), "resources.cluster").nodes
+    assert [node.pool for node in nodes] == ["head", *["students"] * 9]
+    assert [node.stands for node in nodes] == [True, *[False] * 9]
+    few = changed(tmp_path, OURS, lambda content: content.update(max_workers=9))
+    with pytest.raises(CapacityError, match="`max_workers` is 9, and the node types may have 28"):
+        read_cluster(few, "resources.cluster")
+
+
+def test_what_fits_is_foreseen_as_it_was_counted() -> None:
+    # One worker and one teacher with a GPU: the worker must not take the only CPU beside it.
+    two = Capacity("the Ray cluster", (Node({"CPU": 1.0, "GPU": 1.0}), Node({"CPU": 4.0})))
+    spec = job(worker_gpus=0)
+    require_fit(spec, two)
+    assert all(stage.count for stage in look_out(spec, two, None).stages)
 
 
 @pytest.mark.parametrize("text", ["just a word", "available_node_types: {}", "{"])
