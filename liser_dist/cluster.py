@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,27 +105,30 @@ def total_of(needs: list[Need]) -> Amounts:
 def most_workers(spec: DistillSpec, capacity: Capacity) -> int:
     """How many of an elastic job's workers there is room for beside all that feeds them."""
     least, most = spec.train.worker_bounds
-    if capacity.pools:  # the other stages cannot take their room; their nodes may all be gone
-        worker, *others = needs_of(spec)
-        room = Room(capacity)
-        for need in others:
-            room.take(need, need.count)
-        return max(least, room.take(worker, most))
     for workers in range(most, least, -1):
         with suppress(CapacityError):
-            require_fit(spec, capacity, workers)
+            # Nodes that the workers do not share may all be gone: the next will be theirs again.
+            _require_fit(*next(_by_pool(needs_of(spec, workers), capacity)))
             return workers
     return least
 
 
 def require_fit(spec: DistillSpec, capacity: Capacity, workers: int | None = None) -> None:
     """Raise CapacityError naming what is missing for so many workers, or for the least."""
-    needs = needs_of(spec, workers)
+    for needs, nodes in _by_pool(needs_of(spec, workers), capacity):
+        _require_fit(needs, nodes)
+
+
+def _by_pool(needs: list[Need], capacity: Capacity) -> Iterator[tuple[list[Need], Capacity]]:
+    """The needs that share nodes, and those nodes; first those of the first need.
+
+    Raises CapacityError where a pool has no node.
+    """
     if not capacity.pools:
-        _require_fit(needs, capacity)
+        yield needs, capacity
         return
     for pool in dict.fromkeys(need.pool for need in needs if need.count):
-        _require_fit([need for need in needs if need.pool == pool], capacity.of(pool))
+        yield [need for need in needs if need.pool == pool], capacity.of(pool)
 
 
 def _require_fit(needs: list[Need], capacity: Capacity) -> None:

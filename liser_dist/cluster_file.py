@@ -8,9 +8,9 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from liser_dist import storage
-from liser_dist.cluster import Capacity, Node
+from liser_dist.cluster import Capacity, Node, find_cluster
 from liser_dist.errors import CapacityError, StorageError
-from liser_dist.fields import POOL
+from liser_dist.fields import POOL, first_mistake
 
 
 class _Type(BaseModel):
@@ -33,6 +33,12 @@ class _Type(BaseModel):
 _TYPES = TypeAdapter(dict[str, _Type])
 
 
+def capacity_of(cluster_file: str | None) -> Capacity:
+    """The nodes that there are; with a file, those that there could be. Raises CapacityError."""
+    there = find_cluster()
+    return there if cluster_file is None else read_cluster(cluster_file, "resources.cluster")
+
+
 def read_cluster(place: str, field: str) -> Capacity:
     """All nodes that there could be at once. Raises CapacityError, naming the field."""
     try:
@@ -48,11 +54,9 @@ def read_cluster(place: str, field: str) -> Capacity:
             "one with `head_node_type` and `available_node_types`"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise CapacityError(
-            f"`{field}` {place}: `available_node_types.{where}`: {first['msg']}; write it there, "
-            "as Ray would ask AWS for it"
+            f"`{field}` {place}: in `available_node_types`, {first_mistake(error)}; write it "
+            "there, as Ray would ask AWS for it"
         ) from error
     nodes = []
     for name, kind in known.items():

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from liser_dist.fields import EMOTIONS, Count, Folds, Place, Spec
-from liser_dist.spec import ClipSpec, ResourcesSpec
+from liser_dist.resources_spec import ResourcesSpec
+from liser_dist.spec import ClipSpec
 from liser_dist.teacher_spec import AnyTeacher
 
 

@@ -17,6 +17,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationError,
 )
 
 
@@ -104,6 +105,12 @@ class Spec(BaseModel):
     """Frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Of a user's file: `where.it.is`: what is wrong there."""
+    first = error.errors()[0]
+    return f"`{'.'.join(str(part) for part in first['loc'])}`: {first['msg']}"
 
 
 def fingerprint(settings: Any) -> str:

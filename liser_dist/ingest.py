@@ -21,7 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from liser_dist import cluster, storage
-from liser_dist.cluster_file import read_cluster
+from liser_dist.cluster_file import capacity_of
 from liser_dist.cutter import FilmCutter
 from liser_dist.errors import CapacityError, SpecError
 from liser_dist.faces import check_detector
@@ -71,9 +71,7 @@ class Plan:
 def plan(spec: IngestSpec) -> Plan:
     """Check all that can be checked before a film is opened. Raises LiserError."""
     spec = spec.with_absolute_places()
-    capacity = cluster.find_cluster()
-    if spec.resources.cluster is not None:
-        capacity = read_cluster(spec.resources.cluster, "resources.cluster")
+    capacity = capacity_of(spec.resources.cluster)
     cpus = spec.resources.worker_cpus
     room = capacity.of(spec.resources.pool)
     if not any(node.amounts.get("CPU", 0.0) >= cpus for node in room.nodes):

@@ -8,9 +8,9 @@ import yaml
 from pydantic import ValidationError
 
 from liser_dist import storage
-from liser_dist.cluster import TRAIN_WORKERS, Capacity, Room, largest_first, needs_of
+from liser_dist.cluster import TRAIN_WORKERS, Capacity, Need, Room, largest_first, needs_of
 from liser_dist.errors import CapacityError, StorageError
-from liser_dist.fields import Spec, Weight
+from liser_dist.fields import Spec, Weight, first_mistake
 from liser_dist.spec import DistillSpec
 
 
@@ -31,8 +31,7 @@ class Costs(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    name: str
-    pool: str
+    need: Need
     count: int  # as many as there can be
     clips_per_s: float | None  # of all of them
 
@@ -60,14 +59,14 @@ class Outlook:
 def look_out(spec: DistillSpec, capacity: Capacity, costs: Costs | None) -> Outlook:
     """Of a job that fits: each stage at its least first, then each at its most."""
     room, resources = Room(capacity), spec.resources
-    least = {need.stage: need for need in needs_of(spec)}
+    needs = needs_of(spec)
     most = {
         TRAIN_WORKERS: spec.train.worker_bounds[1],
         "teachers": resources.teachers[1],
         "decoders": resources.decoders[1],
         "readers": resources.readers,
     }
-    order = largest_first(list(least.values()))
+    order = largest_first(needs)
     counts = {need.stage: room.take(need, need.count) for need in order}
     for need in order:
         counts[need.stage] += room.take(need, most[need.stage] - need.count)
@@ -78,13 +77,9 @@ def look_out(spec: DistillSpec, capacity: Capacity, costs: Costs | None) -> Outl
         "decoders": seconds and seconds.decoders,
     }
     stages = tuple(
-        Stage(
-            name,
-            need.pool,
-            counts[name],
-            counts[name] / pace if (pace := paces.get(name)) else None,
-        )
-        for name, need in least.items()
+        Stage(need, count, count / pace if (pace := paces.get(need.stage)) else None)
+        for need in needs
+        for count in [counts[need.stage]]
     )
     kinds = [node.kind for n, node in enumerate(room.nodes) if n in room.used or node.stands]
     nodes = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
@@ -110,6 +105,4 @@ def read_costs(place: str) -> Costs:
     except (StorageError, yaml.YAMLError) as error:
         raise CapacityError(f"`resources.costs` {place} cannot be read: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CapacityError(f"`resources.costs` {place}: `{where}`: {first['msg']}") from error
+        raise CapacityError(f"`resources.costs` {place}: {first_mistake(error)}") from error

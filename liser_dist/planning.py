@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from liser_dist import cluster, storage
-from liser_dist.cluster_file import read_cluster
+from liser_dist.cluster_file import capacity_of
 from liser_dist.committed import require_same_student
 from liser_dist.errors import CapacityError, SpecError, TeacherError
 from liser_dist.faces import check_detector
@@ -61,19 +61,11 @@ def plan(spec: DistillSpec, make_corpus: bool = True, trains: bool = True) -> Pl
 
 def require_possible(spec: DistillSpec, trains: bool = True) -> cluster.Capacity:
     """What the job runs on: it has room there, and can write. Raises LiserError."""
-    capacity = capacity_of(spec)
+    capacity = capacity_of(spec.resources.cluster)
     cluster.require_fit(spec, capacity, None if trains else 0)
     storage.require_writable(spec.output, "output")
     check_detector(spec.clip.face_detector, "clip.face_detector")
     return capacity
-
-
-def capacity_of(spec: DistillSpec) -> cluster.Capacity:
-    """The nodes that there are, or that there could be. Raises CapacityError."""
-    there = cluster.find_cluster()
-    if spec.resources.cluster is None:
-        return there
-    return read_cluster(spec.resources.cluster, "resources.cluster")
 
 
 def lack_of(spec: DistillSpec) -> str:

@@ -131,23 +131,24 @@ def print_plan(
     for name, found in shards.items():
         console.print(f"{name}: {len(found)} shards, {sum(shard.clips for shard in found)} clips")
     costs = None if spec.resources.costs is None else read_costs(spec.resources.costs)
-    print_outlook(spec, capacity, look_out(spec, capacity, costs))
+    print_outlook(capacity, look_out(spec, capacity, costs))
     wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total_of(needs_of(spec)).items())
     there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())
     console.print(f"needed at least: {wanted}; {capacity.where} has {there}: it fits")
 
 
-def print_outlook(spec: DistillSpec, capacity: Capacity, found: Outlook) -> None:
+def print_outlook(capacity: Capacity, found: Outlook) -> None:
     """How many of each stage, and with costs how fast and how dear."""
     table = Table(title=f"on {capacity.where}")
     for name in ("stage", "at least", "as many as", "each", "clips/s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for need, stage in zip(needs_of(spec), found.stages, strict=True):
+    for stage in found.stages:
+        need = stage.need
         pace = "" if stage.clips_per_s is None else f"{stage.clips_per_s:,.0f}"
         if stage is found.slowest:
             pace += " (slowest)"
         each = f"{need.cpus:g} CPUs" + (f", {need.gpus:g} GPUs" if need.gpus else "")
-        table.add_row(stage.name, str(need.count), str(stage.count), each, pace)
+        table.add_row(need.stage, str(need.count), str(stage.count), each, pace)
     console.print(table)
     nodes = ", ".join(f"{count} x {kind}" for kind, count in found.nodes.items() if kind)
     if found.dollars_per_hour is not None and found.dollars_per_million is not None:

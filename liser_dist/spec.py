@@ -12,18 +12,17 @@ from pydantic import Field, model_validator
 
 from liser_dist.fields import (
     EMOTIONS,
-    Bounds,
     Count,
     CountOrBounds,
     Place,
     PlaceOrOff,
-    Pool,
     Share,
     Spec,
     Weight,
     fingerprint,
     with_absolute_places,
 )
+from liser_dist.resources_spec import ResourcesSpec
 from liser_dist.synthetic import SyntheticSpec, fill_in_synthetic
 from liser_dist.teacher_spec import Comparison, TeachersSpec
 
@@ -220,46 +219,6 @@ class TrainSpec(Spec):
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
 
-class PoolsSpec(Spec):
-    """The nodes of each stage: those whose label `pool` is this.
-
-    On a cluster of which no node has that label, any stage runs anywhere.
-    """
-
-    decoders: Pool = "decoders"  # and what reads shards
-    teachers: Pool = "teachers"
-    students: Pool = "students"  # the train workers, and the cells of a study
-
-
-class ResourcesSpec(Spec):
-    """How many of each stage (least, most), what one of each takes, and where it runs."""
-
-    decoders: Bounds = (1, 8)
-    teachers: Bounds = (1, 1)
-    readers: Count = 2
-    decoder_cpus: Annotated[float, Field(gt=0)] = 1.0
-    teacher_cpus: Annotated[float, Field(gt=0)] = 1.0
-    reader_cpus: Annotated[float, Field(gt=0)] = 0.25
-    worker_cpus: Annotated[float, Field(gt=0)] = 1.0
-    teacher_gpus: Annotated[float, Field(ge=0)] = 0.0
-    worker_gpus: Annotated[float, Field(ge=0)] = 0.0
-    pools: PoolsSpec = PoolsSpec()
-    cluster: PlaceOrOff = Field(
-        None, description="a file for `ray up`: how far the cluster can grow; else what is there"
-    )
-    costs: PlaceOrOff = Field(
-        None, description="a file with prices and seconds a clip, for `--check`: infra/costs.yaml"
-    )
-
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> Self:
-        for name in ("decoders", "teachers"):
-            least, most = getattr(self, name)
-            if least > most:
-                raise ValueError(f"`{name}` is [least, most], not [{least}, {most}]")
-        return self
-
-
 class BudgetSpec(Spec):
     """When rejected clips mean that the data as a whole is broken."""
 
@@ -396,15 +355,10 @@ class DistillSpec(Spec):
         return fingerprint(self.model_dump(mode="json", exclude={"output"}))
 
 
+# fmt: off
 _PLACES = (
-    "unlabelled",
-    "labelled",
-    "validation",
-    "test",
-    "start_from",
-    "output",
-    "store",
-    "cluster",
+    "unlabelled", "labelled", "validation", "test", "start_from", "output", "store", "cluster",
     "costs",
 )
+# fmt: on
 _FILES_OR_NAMES = ("model", "face_detector")  # a hub name, say, where no such file is

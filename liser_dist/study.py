@@ -134,14 +134,11 @@ def run_cells(
     left = [cell for cell in sides if cell not in said]
     screen.console.print(f"{len(left)} cells, {len(study.spec.study.methods)} methods in each")
     shared, table = ray.put(study), ray.put(clips)
-    waiting = {}
     there = cluster.place(study.spec.resources.pools.students)
+    run = ray.remote(num_cpus=study.spec.study.cell_cpus, label_selector=there)(_run_cell)
+    waiting = {}
     for cell in left:
-        memory = memory_of(sides[cell], clips)
-        wants = {
-            "num_cpus": study.spec.study.cell_cpus, "memory": memory, "label_selector": there,
-        }  # fmt: skip
-        task = ray.remote(_run_cell).options(**wants)
+        task = run.options(memory=memory_of(sides[cell], clips))
         waiting[task.remote(shared, cell, sides[cell], table)] = cell
     while waiting:
         done, _ = ray.wait(list(waiting))

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from liser_dist.fields import EMOTIONS, Count, Place, Spec
-from liser_dist.spec import ClipSpec, ResourcesSpec
+from liser_dist.resources_spec import ResourcesSpec
+from liser_dist.spec import ClipSpec
 
 
 class TeacherDataSpec(Spec):

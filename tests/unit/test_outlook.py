@@ -46,10 +46,10 @@ def test_the_slowest_stage_and_its_price() -> None:
     capacity = read_cluster(OURS, "resources.cluster")
     require_fit(spec, capacity)
     found = look_out(spec, capacity, read_costs(COSTS))
-    counts = {stage.name: stage.count for stage in found.stages}
+    counts = {stage.need.stage: stage.count for stage in found.stages}
     assert counts == {"train workers": 1, "teachers": 8, "decoders": 64, "readers": 2}
     assert found.slowest is not None
-    assert found.slowest.name == "decoders"
+    assert found.slowest.need.stage == "decoders"
     assert found.slowest.clips_per_s == pytest.approx(64 / 0.118)
     # 64.5 CPUs in all, of 16 a node: a fifth one for half a CPU of readers.
     assert found.nodes == {
@@ -62,7 +62,7 @@ def test_the_slowest_stage_and_its_price() -> None:
 
 def test_no_more_than_there_is_room_for() -> None:
     found = look_out(job(teachers=[1, 100]), read_cluster(OURS, "resources.cluster"), None)
-    assert {stage.name: stage.count for stage in found.stages}["teachers"] == 8
+    assert {stage.need.stage: stage.count for stage in found.stages}["teachers"] == 8
     assert found.slowest is None
     assert found.dollars_per_hour is None
 
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 def test_a_pool_without_a_label_is_refused(tmp_path: Path) -> None:
     place = changed(tmp_path, OURS, lambda c: c["available_node_types"]["decoders"].pop("labels"))
-    with pytest.raises(CapacityError, match=r"`available_node_types.decoders.labels`: Field req"):
+    with pytest.raises(CapacityError, match=r"in `available_node_types`, `decoders.labels`: F"):
         read_cluster(place, "resources.cluster")
     other = changed(
         tmp_path, OURS,
