@@ -30,7 +30,7 @@ def main() -> None:
     trains = TEACH_ONLY not in command.flags
     plan = planning.plan(command.spec, make_corpus=not command.check, trains=trains)
     if command.check:
-        screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        screen.print_plan(plan.spec, plan.capacity, plan.shards, trains)
         return
     if not trains:
         store, _ = teaching.teach(plan)

@@ -30,7 +30,7 @@ def main() -> None:
 
     plan = evaluating.plan(command.spec)
     if command.check:
-        screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        screen.print_plan(plan.spec, plan.capacity, plan.shards, trains=False)
         return
     found, place = evaluating.run(plan, command.spec)
     cluster.leave_ray()

@@ -22,7 +22,7 @@ def main() -> None:
 
     plan = planning.plan(command.spec, make_corpus=not command.check, trains=False)
     if command.check:
-        screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        screen.print_plan(plan.spec, plan.capacity, plan.shards, trains=False)
         return
     result, place = study.run(plan)
     cluster.leave_ray()

@@ -28,10 +28,12 @@ from pydantic_settings import (
 )
 
 from liser_dist.errors import LiserError, SpecError
-from liser_dist.fields import Spec
+from liser_dist.fields import SECRET, Spec
 from liser_dist.spec import DistillSpec
 
 EXIT_USER_MISTAKE = 2
+# What nobody asked for may be a key.
+_SAID_WITHOUT_VALUE = (SECRET, "extra_forbidden")
 S = TypeVar("S", bound=Spec)
 
 
@@ -120,7 +122,8 @@ def explain(error: ValidationError, source: object) -> str:
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             message = "there is no such field; remove it or mend its name"
-        value = "" if isinstance(mistake["input"], dict) else f" (given: {mistake['input']!r:.200})"
+        silent = isinstance(mistake["input"], dict) or mistake["type"] in _SAID_WITHOUT_VALUE
+        value = "" if silent else f" (given: {mistake['input']!r:.200})"
         lines.append(f"  {field}: {message}{value}")
     return "\n".join(lines)
 

@@ -6,8 +6,9 @@ A plain class; `pipeline.open_desk` makes it an actor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from pyroaring import BitMap
 
@@ -30,6 +31,13 @@ class Progress:
     data_wait_share: float = 0.0
     left_s: float | None = None
     scores: dict[str, float] = field(default_factory=dict)  # validation UAR of each kind
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is known by now: `train/NAME`, `validation/KIND_uar`."""
+        known = {f"train/{name}": value for name, value in asdict(self).items() if name != "scores"}
+        known |= {f"validation/{kind}_uar": uar for kind, uar in self.scores.items()}
+        return {name: v for name, v in known.items() if v is not None and not math.isnan(v)}
 
 
 Clip = tuple[str, int]  # shard, index

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from liser_dist import cluster, pipeline, planning, screen, training
+from liser_dist import cluster, pipeline, planning, screen, tracking, training
 from liser_dist.committed import is_whole
 from liser_dist.errors import ShardError
 from liser_dist.labelled import read_labelled
@@ -41,16 +41,19 @@ def run(job: Plan) -> tuple[DistillResult, str]:
     cluster.start_ray(job.capacity)
     desk = pipeline.open_desk(begun.place)
     keeping = pipeline.open_keeping(job.spec, job.versions)
-    labelled, rejected = read_labelled(job, desk, keeping)
-    summary = train(job, begun, desk, keeping, labelled)
-    # With torch, which nobody needed before: the first step is the sooner for it.
-    from liser_dist.checkpoints import load_checkpoint
-    from liser_dist.scoring import summarise
+    with tracking.tracked(job.spec, begun.place) as tracks:
+        labelled, rejected = read_labelled(job, desk, keeping)
+        with tracking.following(tracks, lambda: pipeline.read_progress(desk)):
+            summary = train(job, begun, desk, keeping, labelled)
+        # With torch, which nobody needed before: the first step is the sooner for it.
+        from liser_dist.checkpoints import load_checkpoint
+        from liser_dist.scoring import summarise
 
-    checkpoint = load_checkpoint(summary.checkpoint)
-    result = summarise(job, summary, checkpoint, labelled, rejected)
-    write_rejected(begun.place, checkpoint.ledger.ever_trained, rejected)
-    return result, write_result(begun.place, result)
+        checkpoint = load_checkpoint(summary.checkpoint)
+        result = summarise(job, summary, checkpoint, labelled, rejected)
+        tracks.tell(result.numbers, result.steps)
+        write_rejected(begun.place, checkpoint.ledger.ever_trained, rejected)
+        return result, write_result(begun.place, result)
 
 
 def train(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -19,6 +20,19 @@ from pydantic import (
     Tag,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
+
+SECRET = "secret"  # the type of a mistake of which nothing must be shown
+
+
+def _without_key(address: str) -> str:
+    if "@" in urlsplit(address).netloc:
+        raise PydanticCustomError(
+            SECRET,
+            "a name or key stands before the @, where every log would show it: take it out, and "
+            "give it in the environment (AWS_*, MLFLOW_TRACKING_*) or by the node's role",
+        )
+    return address
 
 
 def _on_disk_or_s3(place: str) -> str:
@@ -30,6 +44,7 @@ def _on_disk_or_s3(place: str) -> str:
 Place = Annotated[
     str,
     Field(min_length=1, description="a folder or file, on disk or s3://"),
+    AfterValidator(_without_key),
     AfterValidator(_on_disk_or_s3),
 ]
 
@@ -41,6 +56,7 @@ def _off(given: Any) -> Any:
 
 Off = BeforeValidator(_off)  # the field is None, then
 PlaceOrOff = Annotated[Place | None, Off]
+AddressOrOff = Annotated[Annotated[str, AfterValidator(_without_key)] | None, Off]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -121,19 +137,19 @@ def fingerprint(settings: Any) -> str:
 
 def differences(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
     """Of two specs' contents: each field in which they differ, and a text that says how."""
-    one, two = dict(_leaves(theirs)), dict(_leaves(ours))
+    one, two = dict(leaves(theirs)), dict(leaves(ours))
     for field in sorted(one.keys() | two.keys()):
         if one.get(field) != two.get(field):
             yield field, f"`{field}` is {one.get(field)!r} there and {two.get(field)!r} here"
 
 
-def _leaves(content: Any, field: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Any, field: str = "") -> Iterator[tuple[str, Any]]:
     """The fields of nested mappings, by their dotted names."""
     if not isinstance(content, dict) or not content:
         yield field, content
         return
     for name, value in content.items():
-        yield from _leaves(value, f"{field}.{name}" if field else name)
+        yield from leaves(value, f"{field}.{name}" if field else name)
 
 
 def absolute_place(place: str) -> str:

@@ -58,6 +58,7 @@ class LocalCluster:
 
     Attributes:
         environment: with it a command reaches the cluster, and what it starts is marked.
+        folder: what Ray writes, its logs among it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LocalCluster:
         self._mark = uuid.uuid4().hex
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        self.folder = Path(self._folder.name)
         self._port, self._dashboard = free_port(), free_port()
         self._shared_memory = set(SHARED_MEMORY.iterdir())
         self.environment = {
@@ -87,7 +89,7 @@ class LocalCluster:
         self.environment.pop("RAY_ADDRESS", None)
         self._start(
             cpus, gpus, pool, "--head", f"--port={self._port}",
-            f"--dashboard-port={self._dashboard}", f"--temp-dir={self._folder.name}",
+            f"--dashboard-port={self._dashboard}", f"--temp-dir={self.folder}",
             "--disable-usage-stats",
         )  # fmt: skip
         wait_until(self._answers, START_LIMIT_S, "a Ray head")
@@ -143,7 +145,7 @@ class LocalCluster:
             self._nodes.append(subprocess.Popen(command, env=node, stdout=log, stderr=log))
 
     def _log_of(self, number: int) -> Path:
-        return Path(self._folder.name, f"node-{number}.log")
+        return self.folder / f"node-{number}.log"
 
     def _answers(self) -> bool:
         listed = subprocess.run(

@@ -4,12 +4,11 @@ decode_clips_total{outcome}   clips that left a decoder: `decoded`, or why they 
 decode_busy_seconds_total     time that decoders worked
 teach_clips_total             clips that left the teachers
 teach_busy_seconds_total      time that teachers worked: its rate is how many were busy
-train_*                       `desk.Progress`, as the first worker sees it
+train_*, validation_*_uar     the numbers of `desk.Progress`, as the first worker sees them
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,8 +50,7 @@ def count_taught(clips: int) -> None:
         _counter("teach_clips", "clips that left the teachers").inc(clips)
 
 
-def tell(progress: Mapping[str, object]) -> None:
-    """Each number of a `desk.Progress` as a gauge."""
-    for name, value in progress.items():
-        if isinstance(value, int | float) and not math.isnan(value):
-            _gauge(f"train_{name}").set(value)
+def tell(numbers: Mapping[str, float]) -> None:
+    """Each as a gauge; of a `desk.Progress`."""
+    for name, value in numbers.items():
+        _gauge(name.replace("/", "_")).set(value)

@@ -56,10 +56,15 @@ class Outlook:
         return self.dollars_per_hour / 3600 / slowest.clips_per_s * 1e6
 
 
-def look_out(spec: DistillSpec, capacity: Capacity, costs: Costs | None) -> Outlook:
-    """Of a job that fits: each stage at its least first, then each at its most."""
+def look_out(
+    spec: DistillSpec, capacity: Capacity, costs: Costs | None, trains: bool = True
+) -> Outlook:
+    """Of a job that fits: each stage at its least first, then each at its most.
+
+    `trains`: whether there are train workers.
+    """
     room, resources = Room(capacity), spec.resources
-    needs = needs_of(spec)
+    needs = [need for need in needs_of(spec, None if trains else 0) if need.count]
     most = {
         TRAIN_WORKERS: spec.train.worker_bounds[1],
         "teachers": resources.teachers[1],

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from liser_dist import cluster, storage
+from liser_dist import cluster, storage, tracking
 from liser_dist.cluster_file import capacity_of
 from liser_dist.committed import require_same_student
 from liser_dist.errors import CapacityError, SpecError, TeacherError
@@ -42,6 +42,7 @@ def plan(spec: DistillSpec, make_corpus: bool = True, trains: bool = True) -> Pl
     started = time.time()
     spec = spec.with_absolute_places()
     capacity = require_possible(spec, trains)
+    tracking.require_libraries(spec)
     if spec.synthetic is not None and make_corpus:
         from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
 

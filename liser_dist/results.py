@@ -76,6 +76,23 @@ class DistillResult(Record):
     checkpoint: str
     spec_hash: str
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Every score there is: `test/WHO_uar`, and war, macro_f1."""
+        scored: dict[str, StudentScores | TeacherScores | None] = {
+            "student": self.student,
+            "label_only": self.label_only,
+            **self.comparisons,
+            "speech_teacher": self.speech_teacher,
+            "face_teacher": self.face_teacher,
+        }
+        return {
+            f"test/{who}_{score}": value
+            for who, scores in scored.items()
+            for score in ("uar", "war", "macro_f1")
+            if (value := getattr(scores, score, None)) is not None
+        }
+
 
 def write_result(run: str, result: DistillResult) -> str:
     place = storage.join(run, RESULT)

@@ -36,6 +36,7 @@ CHANGEABLE = (
     "output",
     "resources",
     "budget",
+    "track",
     "targets.store",
     "train.workers",
     "train.resize_every_s",

@@ -124,15 +124,19 @@ def line_of(progress: Progress) -> str:
 
 
 def print_plan(
-    spec: DistillSpec, capacity: Capacity, shards: Mapping[str, Sequence[Shard]]
+    spec: DistillSpec,
+    capacity: Capacity,
+    shards: Mapping[str, Sequence[Shard]],
+    trains: bool = True,
 ) -> None:
     """The resolved spec, what the job needs, what there is. Raises CapacityError."""
     console.print(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     for name, found in shards.items():
         console.print(f"{name}: {len(found)} shards, {sum(shard.clips for shard in found)} clips")
     costs = None if spec.resources.costs is None else read_costs(spec.resources.costs)
-    print_outlook(capacity, look_out(spec, capacity, costs))
-    wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total_of(needs_of(spec)).items())
+    print_outlook(capacity, look_out(spec, capacity, costs, trains))
+    total = total_of(needs_of(spec, None if trains else 0))
+    wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total.items())
     there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())
     console.print(f"needed at least: {wanted}; {capacity.where} has {there}: it fits")
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from liser_dist.fields import (
     EMOTIONS,
+    AddressOrOff,
     Count,
     CountOrBounds,
     Place,
@@ -227,6 +228,13 @@ class BudgetSpec(Spec):
     max_rejected_in_a_row: Count = Field(100, description="clips, in the order of the steps")
 
 
+class TrackSpec(Spec):
+    """Where else a run's numbers go; keys come from the environment, as these libraries read it."""
+
+    mlflow: AddressOrOff = Field(None, description="the address of an MLflow server")
+    wandb: AddressOrOff = Field(None, description="a project of Weights & Biases")
+
+
 # ---------------------------------------------------------------- the job
 
 
@@ -254,6 +262,7 @@ class DistillSpec(Spec):
     )
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
+    track: TrackSpec = TrackSpec()
     output: Place = "runs"
 
     @model_validator(mode="before")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from liser_dist import cluster, screen, storage, study_report
+from liser_dist import cluster, screen, storage, study_report, tracking
 from liser_dist.cluster import Capacity
 from liser_dist.errors import CapacityError, CheckpointError
 from liser_dist.label_draws import (
@@ -63,7 +63,11 @@ def run(job: Plan) -> tuple[StudyResult, str]:
     layers = {name: facts.layers for name, facts in job.teachers.items()}
     study = Study(spec, store, job.shards["unlabelled"], layers)
     clips = to_table([*labelled["labelled"], *labelled.get("test", [])], Example)
-    return finish(job, run_cells(study, sides, clips, begun.place), begun)
+    with tracking.tracked(spec, begun.place) as tracks:
+        result, place = finish(job, run_cells(study, sides, clips, begun.place), begun)
+        for row in result.students:
+            tracks.tell({f"test/{row.method}_uar": row.uar}, round(100 * row.label_share))
+    return result, place
 
 
 def require_room(spec: StudySpec, capacity: Capacity) -> None:

@@ -304,5 +304,5 @@ class TrainLoop:
             left_s=(total - done) / speed if speed and total > done else None,
             scores={kind: found.uar for kind, found in self.learner.best_scores.items()},
         )
-        metrics.tell(asdict(progress))
+        metrics.tell(progress.numbers)
         self.job.desk.set_progress.remote(progress)

@@ -90,11 +90,17 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A Ray with one logical GPU, in the folder that pytest runs in; what reaches it."""
+def local_cluster(s3: dict[str, str]) -> Iterator[LocalCluster]:
+    """A Ray with one logical GPU, in the folder that pytest runs in."""
     # The nodes know the S3 server's key, as by a role.
     with LocalCluster(4, gpus=1, environment={**s3, "VIRTUAL_ENV": sys.prefix}) as cluster:
-        yield cluster.environment
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(local_cluster: LocalCluster) -> dict[str, str]:
+    """The environment that reaches it."""
+    return local_cluster.environment
 
 
 class Finished:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from liser_dist.local_cluster import LocalCluster
 from liser_dist.shards import write_shards
 from tests.integration.conftest import BIN, ROOT, Finished, Job, same
 
@@ -57,7 +58,7 @@ def submitted(environment: dict[str, str], *entrypoint: str) -> Finished:
 
 def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a_clip(
     write_spec,
-    ray_cluster: dict[str, str],
+    local_cluster: LocalCluster,
     films: list[bytes],
     labelled: dict[str, str],
     tmp_path: Path,
@@ -65,6 +66,7 @@ def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a
     place = str(tmp_path / "said")
     data = {"unlabelled": place, "labelled": labelled["labelled"]}
     change = {"deterministic": True, "data": data, "seed": 3}
+    ray_cluster = local_cluster.environment
 
     def say(**facts: Any) -> None:
         samples = (
@@ -73,10 +75,10 @@ def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a
         write_shards(samples, place, clips_per_shard=6)
 
     spec = str(write_spec(**change))
-    stranger = ray_cluster | {"RAY_AUTH_TOKEN": "f" * 64}
-    refused = submitted(stranger, "jobs/distill.py", spec)
-    assert refused.code != 0
-    assert "token" in (refused.out + refused.err).lower()
+    for stranger in ({"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+        refused = submitted(ray_cluster | stranger, "jobs/distill.py", spec)
+        assert refused.code != 0
+        assert "token" in (refused.out + refused.err).lower()
     say(emotion="sad", speaker="a", source="x", score=1)
     first = submitted(
         ray_cluster, "--working-dir", ".", "--", sys.executable, "jobs/distill.py", spec
@@ -87,6 +89,11 @@ def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a
     assert other.code == 0, other.out + other.err
     assert first.place != other.place
     assert same(first.weights, other.weights)
+    keys = [ray_cluster[name].encode() for name in ("RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY")]
+    places = (*tmp_path.rglob("*"), *local_cluster.folder.rglob("*"))
+    left = [path for path in places if path.is_file()]
+    assert any("job-driver-" in path.name for path in left)
+    assert [path for path in left if any(key in path.read_bytes() for key in keys)] == []
 
 
 def test_hostile_clips_cost_themselves_alone(

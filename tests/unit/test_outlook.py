@@ -60,6 +60,13 @@ def test_the_slowest_stage_and_its_price() -> None:
     assert found.dollars_per_million == pytest.approx(hourly / 3600 * 1e6 * 0.118 / 64)
 
 
+def test_what_trains_nothing_has_no_train_workers_and_pays_for_none() -> None:
+    capacity = read_cluster(OURS, "resources.cluster")
+    found = look_out(job(), capacity, read_costs(COSTS), trains=False)
+    assert "train workers" not in {stage.need.stage for stage in found.stages}
+    assert "g6.2xlarge" not in found.nodes
+
+
 def test_no_more_than_there_is_room_for() -> None:
     found = look_out(job(teachers=[1, 100]), read_cluster(OURS, "resources.cluster"), None)
     assert {stage.need.stage: stage.count for stage in found.stages}["teachers"] == 8

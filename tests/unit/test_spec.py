@@ -154,6 +154,23 @@ def test_the_readmes_own_spec_is_sound() -> None:
     assert spec.teachers.face is not None
 
 
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"output": "s3://AKIAKEY:hunter2@bucket/runs"}, "output"),
+        ({"track": {"mlflow": "https://me:hunter2@tracking:5000"}}, "track.mlflow"),
+        ({"aws_secret_access_key": "hunter2"}, "aws_secret_access_key"),
+    ],
+)
+def test_a_key_in_a_spec_is_refused_and_not_shown(
+    file: Path, change: dict[str, Any], field: str
+) -> None:
+    file.write_text(yaml.safe_dump(SPEC | change))
+    with pytest.raises(SpecError, match=rf"  {field}: ") as told:
+        read(file)
+    assert "hunter2" not in str(told.value)
+
+
 @pytest.mark.parametrize(("given", "workers"), [("2", 2), ("[1, 3]", (1, 3)), ("1,3", (1, 3))])
 def test_workers_are_a_number_or_bounds_on_the_command_line_too(
     file: Path, given: str, workers: object

@@ -1,0 +1,124 @@
+"""A run's numbers in MLflow and Weights & Biases, by these libraries themselves."""
+
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from liser_dist.desk import Progress
+from liser_dist.errors import SpecError
+from liser_dist.spec import DistillSpec
+from liser_dist.tracking import following, require_libraries, tracked
+
+RUN = "/runs/web-av/001"
+KEY = "0123456789" * 4
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where MLflow keeps its runs; the small library has a folder alone."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", KEY)
+    return f"file:{tmp_path / 'mlflow'}"
+
+
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Weights & Biases keeps what it would send."""
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "API_KEY": KEY}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    return tmp_path / "wandb"
+
+
+def spec_of(**track: str) -> DistillSpec:
+    return DistillSpec.model_validate(
+        {
+            "name": "web-av",
+            "data": {"unlabelled": "clips"},
+            "teachers": {"speech": {"kind": "mock"}},
+            "track": track,
+        }
+    )
+
+
+def test_mlflow_has_the_spec_the_curves_and_the_scores_and_a_run_goes_on_as_one(
+    mlflow: str,
+) -> None:
+    client = MlflowClient(tracking_uri=mlflow)
+    spec = spec_of(mlflow=mlflow)
+    with (
+        pytest.raises(KeyError),
+        tracked(spec, RUN) as tracks,
+        following(tracks, lambda: Progress(steps=4, loss=1.5)),
+    ):
+        raise KeyError
+    (experiment,) = client.search_experiments(filter_string="name = 'liser_dist'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    with (
+        tracked(spec, RUN) as tracks,
+        following(tracks, lambda: Progress(steps=8, loss=0.5, scores={"distilled": 0.6})),
+    ):
+        tracks.tell({"test/student_uar": 0.625}, 8)
+    with tracked(spec, f"{RUN[:-1]}2"):
+        pass
+    two = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_name for run in two} == {"web-av/001", "web-av/002"}
+    run = client.get_run(run.info.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["teachers.speech.kind"] == "mock"
+    assert run.data.metrics["test/student_uar"] == 0.625
+    assert run.data.metrics["validation/distilled_uar"] == 0.6
+    curve = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in curve] == [(4, 1.5), (8, 0.5)]
+
+
+def test_weights_and_biases_has_them_too(wandb: Path) -> None:
+    with (
+        tracked(spec_of(wandb="emotions"), RUN) as tracks,
+        following(tracks, lambda: Progress(steps=4, loss=1.5)),
+    ):
+        pass
+    (file,) = wandb.glob("offline-run-*/*.wandb")
+    sent = file.read_bytes()
+    assert re.search(rb"train/loss.{1,4}1\.5", sent)
+    assert b"train/left_s" not in sent  # not known
+    assert b"web-av/001" in sent
+
+
+def test_no_key_is_told(wandb: Path, mlflow: str, tmp_path: Path) -> None:
+    with tracked(spec_of(wandb="emotions", mlflow=mlflow), RUN) as tracks:
+        tracks.tell({"train/loss": 1.0}, 1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_what_is_lost_on_the_way_costs_the_run_nothing(
+    mlflow: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), tracked(spec_of(mlflow=mlflow), RUN) as tracks:
+        shutil.rmtree(mlflow.removeprefix("file:"))
+        tracks.tell({"train/loss": 1.0}, 1)
+        tracks.tell({"train/loss": 1.0}, 2)
+    (told,) = caplog.messages
+    assert told.startswith("mlflow is told no more of this run: ")
+
+
+def test_a_server_that_is_not_there_ends_the_job_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    spec = spec_of(mlflow="http://127.0.0.1:9")
+    with pytest.raises(SpecError, match=r"`track.mlflow` http://127.0.0.1:9 does not answer"):
+        tracked(spec, RUN).__enter__()
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SpecError, match="`pip install wandb`"):
+        require_libraries(spec_of(wandb="emotions"))
