@@ -15,7 +15,7 @@ from pathlib import Path
 
 from joblib import cpu_count
 
-from liser_dist.errors import CapacityError
+from liser_dist.errors import CapacityError, in_a_line
 from liser_dist.fields import POOL
 from liser_dist.spec import DistillSpec
 
@@ -217,7 +217,7 @@ def find_cluster() -> Capacity:
         try:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            why = " ".join(str(error).split())[:300]
+            why = in_a_line(error)
             remedy = (
                 "start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
             )

@@ -27,7 +27,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from liser_dist.errors import LiserError, SpecError
+from liser_dist.errors import LiserError, SpecError, in_a_line
 from liser_dist.fields import SECRET, Spec
 from liser_dist.spec import DistillSpec
 
@@ -108,8 +108,7 @@ def _require_mapping(path: Path) -> None:
             f"cannot read the spec {path}: {error.strerror}; give a YAML file"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())[:300]
-        raise SpecError(f"the spec {path} is no YAML: {what}") from error
+        raise SpecError(f"the spec {path} is no YAML: {in_a_line(error)}") from error
     if not isinstance(content, dict):
         raise SpecError(f"the spec {path} holds no fields; see jobs/specs/demo.yaml for one")
 

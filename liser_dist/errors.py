@@ -20,6 +20,14 @@ from liser_dist.records import Reason
 class LiserError(Exception):
     """Something the user can mend: names the field, the value and the remedy."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self._message = message
+
+    def __str__(self) -> str:
+        """As it was raised: on its way Ray Data writes advice of its own into `args`."""
+        return self._message
+
 
 class SpecError(LiserError):
     """A field of the job's spec is wrong."""
@@ -51,6 +59,11 @@ class CapacityError(LiserError):
 
 class RejectionError(LiserError):
     """More clips were rejected than the spec allows."""
+
+
+def in_a_line(error: BaseException | None) -> str:
+    """What another library's error says, shortened; its kind where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class SampleError(LiserError):

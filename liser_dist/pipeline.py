@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ from ray.data import (
     ExecutionOptions,
     ExecutionResources,
 )
+from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.iterator import stream_split_iterator
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -108,6 +111,20 @@ def read_progress(desk: Any) -> Progress:
     return found
 
 
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Whether what is being logged is about something else than a LiserError."""
+    error = sys.exc_info()[1]
+    return error is None or not isinstance(ours_in(error), LiserError)
+
+
+class TellOursOnce(ExecutionCallback):
+    """What the user can mend is the job's last line; Ray Data would log it with its traceback."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        for who in (streaming_executor_state, stream_split_iterator):
+            logging.getLogger(who.__name__).addFilter(_is_not_ours)
+
+
 class ForgetBlocks(ExecutionCallback):
     """Ray Data would remember every block of every stage until the end: 200 MB a million clips."""
 
@@ -146,7 +163,7 @@ def set_context(spec: DistillSpec) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options = execution_options(spec)
-    context.custom_execution_callback_classes = [ForgetBlocks]
+    context.custom_execution_callback_classes = [ForgetBlocks, TellOursOnce]
     # A teacher that is loaded stays: Ray would end one as soon as it has little to do.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from liser_dist import cluster, storage, tracking
+from liser_dist.access import require_access
 from liser_dist.cluster_file import capacity_of
 from liser_dist.committed import require_same_student
 from liser_dist.errors import CapacityError, SpecError, TeacherError
@@ -55,6 +56,7 @@ def plan(spec: DistillSpec, make_corpus: bool = True, trains: bool = True) -> Pl
             if (place := getattr(spec.data, name)) is not None:
                 shards[name] = find_shards(place, f"data.{name}")
         require_distinct_shards(shards)
+        require_access([spec.output, *(found[0].place for found in shards.values())])
         teachers = describe_teachers(spec)
         require_something_to_learn(spec, teachers)
     return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)

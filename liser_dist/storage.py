@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
@@ -32,7 +33,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from liser_dist.errors import MissingError, StorageError
+from liser_dist.errors import MissingError, StorageError, in_a_line
 from liser_dist.fields import absolute_place
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _explained(place: str, doing: str) -> Iterator[None]:
         raise MissingError(f"cannot {doing} {place}: it is not there; check the place") from error
     except PermissionError as error:
         remedy = (
-            "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the instance's role"
+            f"check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or its role"
             if is_remote(place)
             else "check the folder's permissions"
         )
@@ -121,7 +122,7 @@ def _explained(place: str, doing: str) -> Iterator[None]:
         if not _is_storage_failure(error):
             raise
         remedy = _remedy(place, error)
-        raise StorageError(f"cannot {doing} {place}: {_short(error)}; {remedy}") from error
+        raise StorageError(f"cannot {doing} {place}: {in_a_line(error)}; {remedy}") from error
 
 
 def _patiently(place: str, doing: str, patience_s: float, attempt: Callable[[], T]) -> T:
@@ -132,7 +133,7 @@ def _patiently(place: str, doing: str, patience_s: float, attempt: Callable[[], 
 
     def say_once(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
-            why = _short(state.outcome.exception())
+            why = in_a_line(state.outcome.exception())
             logger.warning("cannot %s %s yet: %s; trying again", doing, place, why)
 
     if not is_remote(place):
@@ -173,16 +174,14 @@ def _is_storage_failure(error: Exception) -> bool:
 
 def _remedy(place: str, error: Exception) -> str:
     if "credential" in str(error).lower():
-        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the instance a role"
+        return (
+            f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or give it a role"
+        )
     if "connect" in str(error).lower():
         return "check AWS_ENDPOINT_URL and the network"
     if is_remote(place) and _may_pass(error):
         return "check the network and the server"
     return "check the place, its bucket and the disk"
-
-
-def _short(error: BaseException | None) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def list_files(

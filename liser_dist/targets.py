@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pyroaring import BitMap
 
 from liser_dist import storage
-from liser_dist.errors import MissingError, StorageError
+from liser_dist.errors import MissingError, StorageError, in_a_line
 from liser_dist.fields import fingerprint
 from liser_dist.fingerprints import target_settings
 from liser_dist.records import LABELS, Example
@@ -133,7 +133,7 @@ def _read_groups(stream: IO[bytes], groups: Sequence[int]) -> pa.Table:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
         return file.read_row_groups(groups).cast(EXAMPLES)
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:
-        raise BrokenPartError(" ".join(str(error).split())[:200]) from error
+        raise BrokenPartError(in_a_line(error)) from error
 
 
 def _files_under(place: str) -> list[storage.StoredFile]:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from liser_dist.desk import Progress
-from liser_dist.errors import SpecError
+from liser_dist.errors import SpecError, in_a_line
 from liser_dist.fields import fingerprint, leaves
 from liser_dist.spec import DistillSpec
 
@@ -150,7 +150,7 @@ class Tracks:
                 tell(tracker)
             except Exception as error:  # whatever a library raises: a run is worth more
                 del self._trackers[name]
-                logger.warning("%s is told no more of this run: %s", name, _short(error))
+                logger.warning("%s is told no more of this run: %s", name, in_a_line(error))
 
 
 @contextmanager
@@ -166,8 +166,8 @@ def tracked(spec: DistillSpec, run: str) -> Iterator[Tracks]:
         except Exception as error:  # as above, but before anything was begun
             Tracks(trackers).end(well=False)
             raise SpecError(
-                f"`track.{name}` {where} does not answer as it should: {_short(error)}; check it "
-                "and its keys in the environment, or leave the field out"
+                f"`track.{name}` {where} does not answer as it should: {in_a_line(error)}; check "
+                "it and its keys in the environment, or leave the field out"
             ) from error
     tracks, well = Tracks(trackers), False
     try:
@@ -200,7 +200,3 @@ def following(tracks: Tracks, read: Callable[[], Progress]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(ENDS_WITHIN_S)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

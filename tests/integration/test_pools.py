@@ -96,6 +96,23 @@ def test_each_stage_on_its_nodes_while_some_come_and_go(
     assert set(counts.tolist()) == {1.0}  # each in each epoch
 
 
+@pytest.mark.usefixtures("s3_from_here")
+def test_nodes_without_the_keys_that_the_driver_has_are_named(
+    cluster: LocalCluster, s3: dict[str, str], spec: dict[str, Any], tmp_path: Path
+) -> None:
+    write_shards([("clip", b"", {})], "s3://bucket/unseen", clips_per_shard=1)
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(merged(spec, {"data": {"unlabelled": "s3://bucket/unseen"}})))
+    refused = subprocess.run(
+        [sys.executable, ROOT / "jobs" / "distill.py", file],
+        env=cluster.environment | s3, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "a node of the cluster cannot look for s3://bucket/unseen/000000.tar" in line
+    assert "AWS_SECRET_ACCESS_KEY on " in line
+
+
 def test_another_version_of_ray_on_the_cluster_is_named(
     cluster: LocalCluster, spec: dict[str, Any], tmp_path: Path
 ) -> None:
