@@ -113,7 +113,7 @@ def read_progress(desk: Any) -> Progress:
 
 def _is_not_ours(record: logging.LogRecord) -> bool:
     """Whether what is being logged is about something else than a LiserError."""
-    error = sys.exc_info()[1]
+    error = (record.exc_info or sys.exc_info())[1]
     return error is None or not isinstance(ours_in(error), LiserError)
 
 
