@@ -122,6 +122,10 @@ def _all_of_cremad() -> Iterator[str]:
 
 # ---------------------------------------------------------------- both
 
+FOLDS: Mapping[CorpusName, int] = {
+    "ravdess": _ravdess_fold(_ACTORS),
+    "cremad": len(_LAST_OF_FOLD),
+}
 _READ: Mapping[CorpusName, Callable[[str], Take | None]] = {"ravdess": _ravdess, "cremad": _cremad}
 ENDINGS = ("mp4", "flv", "wav", "mp3", "avi", "mov", "mkv")
 _SOUND_ONLY = ("wav", "mp3")

@@ -12,6 +12,7 @@ from liser_dist.cluster import TRAIN_WORKERS, Capacity, Need, Room, largest_firs
 from liser_dist.errors import CapacityError, StorageError
 from liser_dist.fields import Spec, Weight, first_mistake
 from liser_dist.spec import DistillSpec
+from liser_dist.study_spec import StudySpec
 
 
 class SecondsPerClip(Spec):
@@ -86,9 +87,20 @@ def look_out(
         for need in needs
         for count in [counts[need.stage]]
     )
-    kinds = [node.kind for n, node in enumerate(room.nodes) if n in room.used or node.stands]
+    used = room.used
+    if isinstance(spec, StudySpec):
+        cells, used_later = _cells_of(spec, capacity)
+        stages, used = (*stages, cells), used | used_later
+    kinds = [node.kind for n, node in enumerate(room.nodes) if n in used or node.stands]
     nodes = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     return Outlook(stages, nodes, None if costs is None else price_of(nodes, costs))
+
+
+def _cells_of(spec: StudySpec, capacity: Capacity) -> tuple[Stage, set[int]]:
+    """They begin when the other stages have ended, and have all of their nodes; which these are."""
+    room = Room(capacity)
+    need = Need("cells", spec.resources.pools.students, 1, spec.study.cell_cpus)
+    return Stage(need, room.take(need, spec.study.cells), None), room.used
 
 
 def price_of(nodes: dict[str, int], costs: Costs) -> float | None:

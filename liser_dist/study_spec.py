@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from liser_dist.fields import Count, Folds, Spec
+from liser_dist.labelled_corpora import FOLDS
 from liser_dist.spec import DistillSpec
 
 Method = Literal[
@@ -39,6 +40,11 @@ class AxesSpec(Spec):
         1.0, description="of a cell: a draw of labels, a student for each method"
     )
     resamples: Count = Field(2000, description="of test speakers and seeds, for the intervals")
+
+    @property
+    def cells(self) -> int:
+        folds = FOLDS[self.folds] if isinstance(self.folds, str) else len(self.folds or (1,))
+        return len(self.label_shares) * len(self.seeds) * folds
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:

@@ -120,15 +120,20 @@ def test_hostile_clips_cost_themselves_alone(
     assert max(map(len, (done.out + done.err).splitlines())) < 2000
 
 
-def test_a_damaged_later_shard_is_trained_up_to_the_damage(
+def test_a_damaged_later_shard_is_trained_up_to_the_damage_also_where_no_target_can_be_kept(
     job: Job, films: list[bytes], tmp_path: Path
 ) -> None:
     samples = ((f"clip-{n:02d}", film, {"faces": []}) for n, film in enumerate(films[:15]))
     write_shards(samples, str(tmp_path / "cut"), clips_per_shard=5)
     middle = tmp_path / "cut" / "000001.tar"
     middle.write_bytes(middle.read_bytes()[: middle.stat().st_size // 2])
-    done = job(data={"unlabelled": str(tmp_path / "cut")})
+    (tmp_path / "closed").write_text("no folder")
+    done = job(
+        data={"unlabelled": str(tmp_path / "cut")},
+        targets={"store": str(tmp_path / "closed" / "store")},
+    )
     assert done.code == 0, done.err
+    assert done.err.count("nothing can be added to the target store") == 1
     (row,) = pq.read_table(done.place / "rejected.parquet").to_pylist()
     assert (row["reason"], row["shard"]) == ("shard_damaged", str(middle))
     assert 10 <= done.result["clips"]["trained"] == 10 + row["index"] < 15

@@ -63,10 +63,3 @@ def test_no_clip_is_lost_or_trained_twice_whatever_the_store_holds(
     assert again.code == 0, again.err
     assert set(again.weights["counts"].tolist()) == {1.0}
     assert again.result["clips"]["passes"] == 87
-
-    closed = tmp_path / "closed"
-    closed.write_text("no folder")
-    without = job(**change | {"targets": {"store": str(closed / "store")}, "name": "closed"})
-    assert without.code == 0, without.err
-    assert without.err.count("nothing can be added to the target store") == 1
-    assert set(without.weights["counts"].tolist()) == {1.0}

@@ -9,9 +9,11 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from liser_dist.cluster import Capacity, Node, require_fit
 from liser_dist.cluster_file import read_cluster
+from liser_dist.command import read_command
 from liser_dist.errors import CapacityError
 from liser_dist.outlook import look_out, read_costs
 from liser_dist.spec import DistillSpec
+from liser_dist.study_spec import StudySpec
 
 ROOT = Path(__file__).parents[2]
 OURS = str(ROOT / "cluster.yaml")
@@ -65,6 +67,16 @@ def test_what_trains_nothing_has_no_train_workers_and_pays_for_none() -> None:
     found = look_out(job(), capacity, read_costs(COSTS), trains=False)
     assert "train workers" not in {stage.need.stage for stage in found.stages}
     assert "g6.2xlarge" not in found.nodes
+
+
+def test_the_cells_of_a_study_have_nodes_of_their_pool() -> None:
+    study = Path(OURS).parent / "jobs" / "specs" / "study-cremad.yaml"
+    places = ["--data.labelled", "one", "--data.unlabelled", "two"]
+    spec = read_command([str(study), *places], study, "about", StudySpec).spec
+    assert (spec.study.cells, spec.study.cell_cpus) == (6 * 5 * 5, 1)
+    found = look_out(spec, read_cluster(OURS, "resources.cluster"), read_costs(COSTS), trains=False)
+    assert {stage.need.stage: stage.count for stage in found.stages}["cells"] == 4 * 8
+    assert found.nodes["g6.2xlarge"] == 4
 
 
 def test_no_more_than_there_is_room_for() -> None:
