@@ -7,6 +7,7 @@ that is said, Host header and signature as they are, and does what networks and 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import struct
 import subprocess
@@ -28,7 +29,7 @@ from liser_dist.local_cluster import free_port
 
 _RCLONE = Path(sys.executable).parent / "rclone"
 _HOST = "127.0.0.1"
-_KEY, _SECRET = "a-key", "a-secret"
+_KEY, _SECRET = "a-key", secrets.token_hex(16)
 # prctl(PR_SET_PDEATHSIG, SIGKILL), then rclone. Not as a preexec_fn: this process has threads.
 _END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
