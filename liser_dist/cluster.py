@@ -91,7 +91,6 @@ def needs_of(spec: DistillSpec, workers: int | None = None) -> list[Need]:
         Need(TRAIN_WORKERS, pools.students, workers, *worker),
         Need("teachers", pools.teachers, teachers, *teacher),
         Need("decoders", pools.decoders, resources.decoders[0], resources.decoder_cpus),
-        Need("readers", pools.decoders, 1, resources.reader_cpus),
     ]
 
 

@@ -70,7 +70,6 @@ def look_out(
         TRAIN_WORKERS: spec.train.worker_bounds[1],
         "teachers": resources.teachers[1],
         "decoders": resources.decoders[1],
-        "readers": resources.readers,
     }
     order = largest_first(needs)
     counts = {need.stage: room.take(need, need.count) for need in order}

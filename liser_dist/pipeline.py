@@ -186,7 +186,9 @@ def decode_samples(
             fn_kwargs={"labelled": labelled},
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=resources.reader_cpus,
+            # They wait for S3. Ray Data knows no pools: decoders may take all CPUs of theirs, and a
+            # reader that then wanted one would wait for ever.
+            num_cpus=0,
             label_selector=there,
             compute=ray.data.TaskPoolStrategy(size=resources.readers),
         )

@@ -28,7 +28,6 @@ class ResourcesSpec(Spec):
     readers: Count = 2
     decoder_cpus: Annotated[float, Field(gt=0)] = 1.0
     teacher_cpus: Annotated[float, Field(gt=0)] = 1.0
-    reader_cpus: Annotated[float, Field(gt=0)] = 0.25
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0
     teacher_gpus: Annotated[float, Field(ge=0)] = 0.0
     worker_gpus: Annotated[float, Field(ge=0)] = 0.0

@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
     "train": {"epochs": 2, "batch_size": 8, "labelled_batch_size": 4},
     "resources": {
         "decoders": [1, 1], "decoder_cpus": 0.5, "teacher_cpus": 0.25,
-        "readers": 1, "reader_cpus": 0.25, "worker_cpus": 0.5,
+        "readers": 1, "worker_cpus": 0.5,
     },
 }  # fmt: skip
 

@@ -48,7 +48,8 @@ def spec(films: list[bytes], tmp_path: Path) -> dict[str, Any]:
             "student": COUNTING,
             "train": {"epochs": 2, "labelled_batch_size": 0, "checkpoint_every": 1},
             "resources": {
-                "decoders": [1, 1], "teacher_gpus": 1, "worker_gpus": 1,
+                # More than there is room for.
+                "decoders": [1, 4], "teacher_gpus": 1, "worker_gpus": 1,
             },
             "output": str(tmp_path / "runs"),
         },

@@ -49,15 +49,14 @@ def test_the_slowest_stage_and_its_price() -> None:
     require_fit(spec, capacity)
     found = look_out(spec, capacity, read_costs(COSTS))
     counts = {stage.need.stage: stage.count for stage in found.stages}
-    assert counts == {"train workers": 1, "teachers": 8, "decoders": 64, "readers": 2}
+    assert counts == {"train workers": 1, "teachers": 8, "decoders": 64}
     assert found.slowest is not None
     assert found.slowest.need.stage == "decoders"
     assert found.slowest.clips_per_s == pytest.approx(64 / 0.118)
-    # 64.5 CPUs in all, of 16 a node: a fifth one for half a CPU of readers.
     assert found.nodes == {
-        "m6i.xlarge": 1, "c6i.4xlarge spot": 5, "g6.2xlarge spot": 8, "g6.2xlarge": 1,
+        "m6i.xlarge": 1, "c6i.4xlarge spot": 4, "g6.2xlarge spot": 8, "g6.2xlarge": 1,
     }  # fmt: skip
-    hourly = 0.192 + 5 * 0.28 + 8 * 0.42 + 0.978
+    hourly = 0.192 + 4 * 0.28 + 8 * 0.42 + 0.978
     assert found.dollars_per_hour == pytest.approx(hourly)
     assert found.dollars_per_million == pytest.approx(hourly / 3600 * 1e6 * 0.118 / 64)
 
