@@ -1,5 +1,6 @@
 """What a job will be on the cluster of a file: its stages, the slowest, the costs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def changed(tmp_path: Path, file: str, change: Any) -> str:
 
 def test_ray_takes_our_cluster() -> None:
     validate_config(prepare_config(yaml.safe_load(Path(OURS).read_text())))
+
+
+def test_the_head_alone_may_start_nodes_and_nodes_see_the_buckets_alone() -> None:
+    types = yaml.safe_load(Path(OURS).read_text())["available_node_types"]
+    profiles = {name: kind["node_config"]["IamInstanceProfile"] for name, kind in types.items()}
+    assert profiles.pop("head") == {"Name": "liser-dist-head"}
+    assert all(profile == {"Name": "liser-dist"} for profile in profiles.values())
+    rights = json.loads((Path(OURS).parent / "infra" / "iam" / "policy.json").read_text())
+    actions = [action for one in rights["Statement"] for action in one["Action"]]
+    assert all(action.startswith("s3:") for action in actions)
 
 
 def test_the_slowest_stage_and_its_price() -> None:
