@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from joblib import cpu_count
 
@@ -230,12 +231,16 @@ def find_cluster() -> Capacity:
 
 def live_nodes() -> Capacity:
     """What the connected cluster has now, without the nodes that were told to go."""
+    nodes = (Node(node["Resources"], node["Labels"].get(POOL)) for node in staying_nodes())
+    return Capacity("the Ray cluster", tuple(nodes))
+
+
+def staying_nodes() -> list[dict[str, Any]]:
+    """As Ray tells of them: those that are up, and were not told to go."""
     import ray
 
     leaving = ray._private.state.state.get_draining_nodes()  # Ray has no public place for it
-    staying = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
-    nodes = (Node(node["Resources"], node["Labels"].get(POOL)) for node in staying)
-    return Capacity("the Ray cluster", tuple(nodes))
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
 
 def place(pool: str) -> dict[str, str]:

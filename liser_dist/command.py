@@ -32,8 +32,6 @@ from liser_dist.fields import SECRET, Spec
 from liser_dist.spec import DistillSpec
 
 EXIT_USER_MISTAKE = 2
-# What nobody asked for may be a key.
-_SAID_WITHOUT_VALUE = (SECRET, "extra_forbidden")
 S = TypeVar("S", bound=Spec)
 
 
@@ -121,7 +119,8 @@ def explain(error: ValidationError, source: object) -> str:
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             message = "there is no such field; remove it or mend its name"
-        silent = isinstance(mistake["input"], dict) or mistake["type"] in _SAID_WITHOUT_VALUE
+        may_be_a_key = mistake["type"] in (SECRET, "extra_forbidden") or field.startswith("track")
+        silent = isinstance(mistake["input"], dict) or may_be_a_key
         value = "" if silent else f" (given: {mistake['input']!r:.200})"
         lines.append(f"  {field}: {message}{value}")
     return "\n".join(lines)

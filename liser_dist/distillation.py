@@ -41,7 +41,7 @@ def run(job: Plan) -> tuple[DistillResult, str]:
     cluster.start_ray(job.capacity)
     desk = pipeline.open_desk(begun.place)
     keeping = pipeline.open_keeping(job.spec, job.versions)
-    with tracking.tracked(job.spec, begun.place) as tracks:
+    with tracking.tracked(job.spec, begun) as tracks:
         labelled, rejected = read_labelled(job, desk, keeping)
         with tracking.following(tracks, lambda: pipeline.read_progress(desk)):
             summary = train(job, begun, desk, keeping, labelled)
@@ -51,9 +51,10 @@ def run(job: Plan) -> tuple[DistillResult, str]:
 
         checkpoint = load_checkpoint(summary.checkpoint)
         result = summarise(job, summary, checkpoint, labelled, rejected)
-        tracks.tell(result.numbers, result.steps)
         write_rejected(begun.place, checkpoint.ledger.ever_trained, rejected)
-        return result, write_result(begun.place, result)
+        place = write_result(begun.place, result)
+        tracks.tell(result.numbers, result.steps)
+    return result, place
 
 
 def train(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -26,7 +26,8 @@ SECRET = "secret"  # the type of a mistake of which nothing must be shown
 
 
 def _without_key(address: str) -> str:
-    if "@" in urlsplit(address).netloc:
+    # A key may hold any character, `/` and `@` among them.
+    if re.search(r"://([^/]*|[^/]*:.*)@", address):
         raise PydanticCustomError(
             SECRET,
             "a name or key stands before the @, where every log would show it: take it out, and "
@@ -56,7 +57,16 @@ def _off(given: Any) -> Any:
 
 Off = BeforeValidator(_off)  # the field is None, then
 PlaceOrOff = Annotated[Place | None, Off]
-AddressOrOff = Annotated[Annotated[str, AfterValidator(_without_key)] | None, Off]
+NameOrOff = Annotated[Annotated[str, Field(pattern=r"^[\w./-]+$")] | None, Off]
+ServerOrOff = Annotated[
+    Annotated[
+        str,
+        AfterValidator(_without_key),
+        Field(pattern=r"^(https?://[^?]+|file:.+|databricks.*)$"),
+    ]
+    | None,
+    Off,
+]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]

@@ -86,20 +86,21 @@ def look_out(
         for need in needs
         for count in [counts[need.stage]]
     )
-    used = room.used
-    if isinstance(spec, StudySpec):
-        cells, used_later = _cells_of(spec, capacity)
-        stages, used = (*stages, cells), used | used_later
-    kinds = [node.kind for n, node in enumerate(room.nodes) if n in used or node.stands]
-    nodes = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    return Outlook(stages, nodes, None if costs is None else price_of(nodes, costs))
+    return _outlook(stages, room, costs)
 
 
-def _cells_of(spec: StudySpec, capacity: Capacity) -> tuple[Stage, set[int]]:
-    """They begin when the other stages have ended, and have all of their nodes; which these are."""
+def look_out_cells(spec: StudySpec, capacity: Capacity, costs: Costs | None) -> Outlook:
+    """Of a study's cells, which begin when the other stages have ended."""
     room = Room(capacity)
     need = Need("cells", spec.resources.pools.students, 1, spec.study.cell_cpus)
-    return Stage(need, room.take(need, spec.study.cells), None), room.used
+    return _outlook((Stage(need, room.take(need, spec.study.cells), None),), room, costs)
+
+
+def _outlook(stages: tuple[Stage, ...], room: Room, costs: Costs | None) -> Outlook:
+    """Paid for are the nodes in use, and those that stand."""
+    kinds = [node.kind for n, node in enumerate(room.nodes) if n in room.used or node.stands]
+    nodes = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    return Outlook(stages, nodes, None if costs is None else price_of(nodes, costs))
 
 
 def price_of(nodes: dict[str, int], costs: Costs) -> float | None:

@@ -27,9 +27,7 @@ from ray.data import (
     ExecutionOptions,
     ExecutionResources,
 )
-from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.iterator import stream_split_iterator
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -121,8 +119,8 @@ class TellOursOnce(ExecutionCallback):
     """What the user can mend is the job's last line; Ray Data would log it with its traceback."""
 
     def before_execution_starts(self, executor: Any) -> None:
-        for who in (streaming_executor_state, stream_split_iterator):
-            logging.getLogger(who.__name__).addFilter(_is_not_ours)
+        for who in ("execution.streaming_executor_state", "iterator.stream_split_iterator"):
+            logging.getLogger(f"ray.data._internal.{who}").addFilter(_is_not_ours)
 
 
 class ForgetBlocks(ExecutionCallback):
@@ -186,8 +184,8 @@ def decode_samples(
             fn_kwargs={"labelled": labelled},
             batch_size=1,
             batch_format="pyarrow",
-            # They wait for S3. Ray Data knows no pools: decoders may take all CPUs of theirs, and a
-            # reader that then wanted one would wait for ever.
+            # Ray Data knows no pools: decoders may take all CPUs of theirs, and a reader that then
+            # wanted one would wait for ever. It mostly waits for S3.
             num_cpus=0,
             label_selector=there,
             compute=ray.data.TaskPoolStrategy(size=resources.readers),

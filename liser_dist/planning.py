@@ -1,4 +1,4 @@
-"""All that can be wrong with a job is found before Ray is asked for anything."""
+"""All that can be wrong with a job is found before any of its stages begins."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Plan:
 
 
 def plan(spec: DistillSpec, make_corpus: bool = True, trains: bool = True) -> Plan:
-    """Check all that can be checked before Ray is asked for anything. Raises LiserError.
+    """Check all that can be checked before a stage begins. Raises LiserError.
 
     `trains`: whether there will be train workers.
     """
     started = time.time()
     spec = spec.with_absolute_places()
     capacity = require_possible(spec, trains)
-    tracking.require_libraries(spec)
+    tracking.require_trackers(spec)
     if spec.synthetic is not None and make_corpus:
         from liser_dist.corpora import prepare_synthetic  # draws and encodes: heavy to import
 
@@ -56,7 +56,7 @@ def plan(spec: DistillSpec, make_corpus: bool = True, trains: bool = True) -> Pl
             if (place := getattr(spec.data, name)) is not None:
                 shards[name] = find_shards(place, f"data.{name}")
         require_distinct_shards(shards)
-        require_access([spec.output, *(found[0].place for found in shards.values())])
+        require_access(spec, [found[0].place for found in shards.values()])
         teachers = describe_teachers(spec)
         require_something_to_learn(spec, teachers)
     return Plan(spec=spec, capacity=capacity, shards=shards, teachers=teachers, started=started)

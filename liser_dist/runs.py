@@ -2,6 +2,7 @@
 
     spec.json            the job's resolved spec
     shards.json          the shards of each set as they were when the run began
+    mark                 a name that no other run has
     checkpoints/  rejections/  tensorboard/  training.json
     result.json          written last: without it the run is not finished, and the job goes on
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,13 +26,14 @@ from pydantic import ValidationError
 
 from liser_dist import storage
 from liser_dist.errors import CheckpointError, StorageError
-from liser_dist.fields import Spec, differences
+from liser_dist.fields import Spec, differences, fingerprint
 from liser_dist.shards import Shard
 from liser_dist.spec import DistillSpec
 
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+MARK = "mark"
 # What a run may be gone on with otherwise than it was begun.
 CHANGEABLE = (
     "output",
@@ -53,6 +56,7 @@ Sets = Mapping[str, Sequence[Shard]]  # by name: unlabelled, labelled, validatio
 @dataclass(frozen=True, slots=True)
 class Run:
     place: str
+    mark: str  # no other run has it, one of the same place neither
     shards: Sets  # as they were when the run began
     goes_on: bool
     lock: IO[str] | None  # held as long as the job runs; on disk only
@@ -77,7 +81,7 @@ def unfinished_run(spec: DistillSpec, shards: Sets) -> Run | None:
         return None
     lock = _lock(newest)
     _require_same_spec(newest, spec)
-    return Run(newest, _same_shards(newest, shards), True, lock)
+    return Run(newest, _mark_of(newest), _same_shards(newest, shards), True, lock)
 
 
 def begin_run(spec: DistillSpec, shards: Sets) -> Run:
@@ -86,8 +90,15 @@ def begin_run(spec: DistillSpec, shards: Sets) -> Run:
     lock = _lock(place)
     found = {name: [asdict(shard) for shard in of_set] for name, of_set in shards.items()}
     _write_json(storage.join(place, "spec.json"), spec.model_dump(mode="json"))
+    storage.write_bytes(storage.join(place, MARK), uuid.uuid4().hex.encode())
     _write_json(storage.join(place, "shards.json"), found)
-    return Run(place, shards, False, lock)
+    return Run(place, _mark_of(place), shards, False, lock)
+
+
+def _mark_of(place: str) -> str:
+    """Of an earlier version's run, which has none, its place."""
+    file = storage.join(place, MARK)
+    return storage.read_bytes(file).decode() if storage.exists(file) else fingerprint(place)
 
 
 def new_run(spec: Spec, output: str, name: str) -> str:

@@ -16,10 +16,11 @@ from rich.table import Table
 from liser_dist.cluster import Capacity, needs_of, total_of
 from liser_dist.desk import Progress
 from liser_dist.fields import EMOTIONS
-from liser_dist.outlook import Outlook, look_out, read_costs
+from liser_dist.outlook import Outlook, look_out, look_out_cells, read_costs
 from liser_dist.results import DistillResult, StudentScores, TeacherScores
 from liser_dist.shards import Shard
 from liser_dist.spec import DistillSpec
+from liser_dist.study_spec import StudySpec
 from liser_dist.synthetic import SyntheticSpec
 
 PLAIN_WIDTH = 140
@@ -135,6 +136,8 @@ def print_plan(
         console.print(f"{name}: {len(found)} shards, {sum(shard.clips for shard in found)} clips")
     costs = None if spec.resources.costs is None else read_costs(spec.resources.costs)
     print_outlook(capacity, look_out(spec, capacity, costs, trains))
+    if isinstance(spec, StudySpec):
+        print_outlook(capacity, look_out_cells(spec, capacity, costs))
     total = total_of(needs_of(spec, None if trains else 0))
     wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total.items())
     there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())
@@ -154,12 +157,11 @@ def print_outlook(capacity: Capacity, found: Outlook) -> None:
         each = f"{need.cpus:g} CPUs" + (f", {need.gpus:g} GPUs" if need.gpus else "")
         table.add_row(need.stage, str(need.count), str(stage.count), each, pace)
     console.print(table)
-    nodes = ", ".join(f"{count} x {kind}" for kind, count in found.nodes.items() if kind)
-    if found.dollars_per_hour is not None and found.dollars_per_million is not None:
-        console.print(
-            f"{nodes}: {found.dollars_per_hour:.2f} dollars an hour, "
-            f"{found.dollars_per_million:,.0f} for a million clips"
-        )
+    if found.dollars_per_hour is not None:
+        nodes = ", ".join(f"{count} x {kind}" for kind, count in found.nodes.items() if kind)
+        clips = found.dollars_per_million
+        million = "" if clips is None else f", {clips:,.0f} for a million clips"
+        console.print(f"{nodes}: {found.dollars_per_hour:.2f} dollars an hour{million}")
 
 
 def print_synthetic(spec: SyntheticSpec) -> None:

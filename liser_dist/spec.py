@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 
 from liser_dist.fields import (
     EMOTIONS,
-    AddressOrOff,
     Count,
     CountOrBounds,
+    NameOrOff,
     Place,
     PlaceOrOff,
+    ServerOrOff,
     Share,
     Spec,
     Weight,
@@ -231,8 +232,8 @@ class BudgetSpec(Spec):
 class TrackSpec(Spec):
     """Where else a run's numbers go; keys come from the environment, as these libraries read it."""
 
-    mlflow: AddressOrOff = Field(None, description="the address of an MLflow server")
-    wandb: AddressOrOff = Field(None, description="a project of Weights & Biases")
+    mlflow: ServerOrOff = Field(None, description="the address of an MLflow server")
+    wandb: NameOrOff = Field(None, description="a project of Weights & Biases")
 
 
 # ---------------------------------------------------------------- the job

@@ -283,10 +283,10 @@ def read_bytes(place: str) -> bytes:
         return b"".join(iter(partial(stream.read, READ_BLOCK_BYTES), b""))
 
 
-def exists(place: str) -> bool:
+def exists(place: str, patience_s: float = PATIENCE_S) -> bool:
     with _explained(place, "look for"):
         files, path = filesystem(place)
-        return bool(_patiently(place, "look for", PATIENCE_S, partial(files.exists, path)))
+        return bool(_patiently(place, "look for", patience_s, partial(files.exists, path)))
 
 
 def write_bytes(place: str, content: bytes, patience_s: float = PATIENCE_S) -> None:

@@ -16,6 +16,7 @@ from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, UserCallback
 from ray.train.backend import Backend, BackendConfig
 
+from liser_dist.errors import in_a_line
 from liser_dist.pipeline import build_examples, ours_in
 from liser_dist.train_job import STREAM, TrainJob, left_to_teach
 
@@ -94,5 +95,5 @@ class Watch(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
-            what = " ".join(str(ours_in(error)).split())[:300]
+            what = in_a_line(ours_in(error))
             logger.warning("train worker %d was lost; starting again: %s", rank, what)

@@ -37,6 +37,7 @@ from liser_dist.pipeline import ours_in
 from liser_dist.planning import Plan
 from liser_dist.records import Example
 from liser_dist.runs import RESULT, Run, begin_run, unfinished_run
+from liser_dist.spec import DistillSpec
 from liser_dist.study_cell import Answers, Cell, Said, Study, run_cell
 from liser_dist.study_report import StudyResult
 from liser_dist.study_spec import StudySpec
@@ -50,7 +51,6 @@ def run(job: Plan) -> tuple[StudyResult, str]:
     """Carry a study out; returns the result and the place where it was written."""
     spec = job.spec
     assert isinstance(spec, StudySpec)
-    require_room(spec, job.capacity)
     begun = unfinished_run(spec, job.shards)
     if begun is not None:
         screen.console.print(f"going on with the study {begun.place}")
@@ -63,15 +63,16 @@ def run(job: Plan) -> tuple[StudyResult, str]:
     layers = {name: facts.layers for name, facts in job.teachers.items()}
     study = Study(spec, store, job.shards["unlabelled"], layers)
     clips = to_table([*labelled["labelled"], *labelled.get("test", [])], Example)
-    with tracking.tracked(spec, begun.place) as tracks:
+    with tracking.tracked(spec, begun) as tracks:
         result, place = finish(job, run_cells(study, sides, clips, begun.place), begun)
         for row in result.students:
-            tracks.tell({f"test/{row.method}_uar": row.uar}, round(100 * row.label_share))
+            tracks.tell({f"test/{row.method}_uar": row.uar}, round(10_000 * row.label_share))
     return result, place
 
 
-def require_room(spec: StudySpec, capacity: Capacity) -> None:
+def require_room(spec: DistillSpec, capacity: Capacity) -> None:
     """Raise CapacityError where no node could ever run a cell."""
+    assert isinstance(spec, StudySpec)
     room = capacity.of(spec.resources.pools.students)
     most = max(node.amounts.get("CPU", 0.0) for node in room.nodes)
     if spec.study.cell_cpus > most:

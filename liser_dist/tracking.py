@@ -11,19 +11,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 from liser_dist.desk import Progress
 from liser_dist.errors import SpecError, in_a_line
-from liser_dist.fields import fingerprint, leaves
+from liser_dist.fields import leaves
+from liser_dist.runs import Run
 from liser_dist.spec import DistillSpec
 
 EXPERIMENT = "liser_dist"
 EVERY_S = 5.0
 ENDS_WITHIN_S = 60.0
-_PARAMS_AT_ONCE = 100  # MLflow takes no more
-# Its own patience is minutes; a job that begins is waited for.
-_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+LOGS_IN_WITHIN_S = 30
+_AT_ONCE = 100  # MLflow takes no more parameters
+_TAG = "liser_dist.run"
+# Its own patience is minutes.
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 logger = logging.getLogger(__name__)
 Numbers = Mapping[str, float]
@@ -38,35 +41,46 @@ class Tracker(Protocol):
 class MlflowRun:
     """The run of MLflow that is this one's, made where there is none yet."""
 
-    def __init__(self, server: str, spec: DistillSpec, run: str) -> None:
-        for name, value in _MLFLOW_PATIENCE.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=server)
-        name, mark = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), fingerprint(run)
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
-        begun = self._client.search_runs([experiment], f"tags.`liser_dist.run` = '{mark}'")
+    def __init__(self, server: str, spec: DistillSpec, run: Run) -> None:
+        self._client, experiment = self.reach(server)
+        begun = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.mark}'")
         if begun:
             self._id = begun[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
         else:
-            tags = {"liser_dist.run": mark, "place": run}
-            new = self._client.create_run(experiment, tags=tags, run_name=_name_of(run))
+            new = self._client.create_run(
+                experiment, tags={"place": run.place}, run_name=_name_of(run)
+            )
             self._id = new.info.run_id
             self._tell_spec(spec)
+            self._client.set_tag(self._id, _TAG, run.mark)  # last: it is whole
+
+    @staticmethod
+    def reach(server: str) -> tuple[Any, str]:
+        """The client, and the experiment's id."""
+        for name, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=server)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        found = client.get_experiment_by_name(name)
+        return client, found.experiment_id if found else client.create_experiment(name)
 
     def _tell_spec(self, spec: DistillSpec) -> None:
         from mlflow.entities import Param
 
         params = [Param(name, str(value)) for name, value in leaves(spec.model_dump(mode="json"))]
-        for first in range(0, len(params), _PARAMS_AT_ONCE):
-            self._client.log_batch(self._id, params=params[first : first + _PARAMS_AT_ONCE])
+        for first in range(0, len(params), _AT_ONCE):
+            self._client.log_batch(self._id, params=params[first : first + _AT_ONCE])
 
     def tell(self, numbers: Numbers, step: int) -> None:
-        for name, value in numbers.items():
-            self._client.log_metric(self._id, name, value, step=step)
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        metrics = [Metric(name, value, now, step) for name, value in numbers.items()]
+        self._client.log_batch(self._id, metrics=metrics)
 
     def end(self, well: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if well else "FAILED")
@@ -75,27 +89,34 @@ class MlflowRun:
 class WandbRun:
     """The run of Weights & Biases that is this one's, made where there is none yet."""
 
-    def __init__(self, project: str, spec: DistillSpec, run: str) -> None:
+    def __init__(self, project: str, spec: DistillSpec, run: Run) -> None:
         import wandb
 
         self._run = wandb.init(
             project=project,
-            id=fingerprint(run),
+            id=run.mark,
             name=_name_of(run),
-            config=spec.model_dump(mode="json") | {"place": run},
+            config=spec.model_dump(mode="json") | {"place": run.place},
             resume="allow",
             # Our numbers alone, and no word of it on our screen.
             settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                save_code=False,
-                init_timeout=30,
-                finish_timeout=ENDS_WITHIN_S,
+                silent=True, console="off", disable_git=True, save_code=False,
+                x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
+                x_save_requirements=False, init_timeout=30, finish_timeout=ENDS_WITHIN_S,
             ),
-        )
+        )  # fmt: skip
         # Its own count of steps goes up alone, and a run may go on from an earlier checkpoint.
         self._run.define_metric("*", step_metric="step")
+
+    @staticmethod
+    def reach(project: str) -> None:
+        """It would ask a terminal for a key, and wait."""
+        import wandb
+
+        if os.environ.get("WANDB_MODE", "online") == "online":
+            wandb.setup(wandb.Settings(silent=True, login_timeout=LOGS_IN_WITHIN_S))
+            if not wandb.login(timeout=LOGS_IN_WITHIN_S):
+                raise ValueError("there is no key: set WANDB_API_KEY")
 
     def tell(self, numbers: Numbers, step: int) -> None:
         self._run.log({**numbers, "step": step})
@@ -104,14 +125,11 @@ class WandbRun:
         self._run.finish(exit_code=0 if well else 1)
 
 
-def _name_of(run: str) -> str:
-    return "/".join(run.split("/")[-2:])
+def _name_of(run: Run) -> str:
+    return "/".join(run.place.split("/")[-2:])
 
 
-_KINDS: dict[str, Callable[[str, DistillSpec, str], Tracker]] = {
-    "mlflow": MlflowRun,
-    "wandb": WandbRun,
-}
+_KINDS: dict[str, Any] = {"mlflow": MlflowRun, "wandb": WandbRun}
 
 
 def _asked_for(spec: DistillSpec) -> dict[str, str]:
@@ -119,14 +137,27 @@ def _asked_for(spec: DistillSpec) -> dict[str, str]:
     return {name: where for name in _KINDS if (where := getattr(spec.track, name))}
 
 
-def require_libraries(spec: DistillSpec) -> None:
-    """Raise SpecError where one that is asked for is not installed."""
-    for name in _asked_for(spec):
+def require_trackers(spec: DistillSpec) -> None:
+    """Raise SpecError where one that is asked for is not installed, or does not answer."""
+    for name, where in _asked_for(spec).items():
         if find_spec(name) is None:
             raise SpecError(
                 f"`track.{name}` needs the library {name}, which is not installed: "
-                f"`pip install {name}`, or leave the field out"
+                "`pip install -e '.[track]'`, or leave the field out"
             )
+        with _explained(name, where):
+            _KINDS[name].reach(where)
+
+
+@contextmanager
+def _explained(name: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the library raises
+        raise SpecError(
+            f"`track.{name}` {where} does not answer as it should: {in_a_line(error)}; check it "
+            "and its keys in the environment, or leave the field out"
+        ) from error
 
 
 class Tracks:
@@ -134,6 +165,7 @@ class Tracks:
 
     def __init__(self, trackers: dict[str, Tracker]) -> None:
         self._trackers = trackers
+        self._one_at_a_time = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._trackers)
@@ -145,32 +177,27 @@ class Tracks:
         self._each(lambda tracker: tracker.end(well))
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
-            try:
-                tell(tracker)
-            except Exception as error:  # whatever a library raises: a run is worth more
-                del self._trackers[name]
-                logger.warning("%s is told no more of this run: %s", name, in_a_line(error))
+        with self._one_at_a_time:
+            for name, tracker in list(self._trackers.items()):
+                try:
+                    tell(tracker)
+                except Exception as error:  # whatever a library raises: a run is worth more
+                    del self._trackers[name]
+                    logger.warning("%s is told no more of this run: %s", name, in_a_line(error))
 
 
 @contextmanager
-def tracked(spec: DistillSpec, run: str) -> Iterator[Tracks]:
+def tracked(spec: DistillSpec, run: Run) -> Iterator[Tracks]:
     """What the run's numbers may be told to until the block ends.
 
     Raises SpecError where it cannot be begun.
     """
-    trackers = {}
-    for name, where in _asked_for(spec).items():
-        try:
-            trackers[name] = _KINDS[name](where, spec, run)
-        except Exception as error:  # as above, but before anything was begun
-            Tracks(trackers).end(well=False)
-            raise SpecError(
-                f"`track.{name}` {where} does not answer as it should: {in_a_line(error)}; check "
-                "it and its keys in the environment, or leave the field out"
-            ) from error
-    tracks, well = Tracks(trackers), False
+    begun: dict[str, Tracker] = {}
+    tracks, well = Tracks(begun), False
     try:
+        for name, where in _asked_for(spec).items():
+            with _explained(name, where):
+                begun[name] = _KINDS[name](where, spec, run)
         yield tracks
         well = True
     finally:
@@ -179,24 +206,32 @@ def tracked(spec: DistillSpec, run: str) -> Iterator[Tracks]:
 
 @contextmanager
 def following(tracks: Tracks, read: Callable[[], Progress]) -> Iterator[None]:
-    """Tell how far the run is, every EVERY_S until the block ends, and then."""
+    """Tell how far the run is, every EVERY_S until the block ends, and then once more."""
     ended, last = threading.Event(), 0
 
-    def follow() -> None:
+    def tell() -> None:
         nonlocal last
-        while tracks:
-            done = ended.wait(EVERY_S)
+        try:
             progress = read()
-            if progress.steps > last:
-                tracks.tell(progress.numbers, progress.steps)
-                last = progress.steps
-            if done:
-                return
+        except Exception as error:  # who is asked is gone: the run itself says why
+            logger.debug("no progress to tell: %s", in_a_line(error))
+            return
+        if progress.steps > last:
+            tracks.tell(progress.numbers, progress.steps)
+            last = progress.steps
 
+    def follow() -> None:
+        while not ended.wait(EVERY_S):
+            tell()
+
+    if not tracks:
+        yield
+        return
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join(ENDS_WITHIN_S)
+    thread.join(ENDS_WITHIN_S)
+    tell()

@@ -12,7 +12,7 @@ from liser_dist.cluster import Capacity, Node, require_fit
 from liser_dist.cluster_file import read_cluster
 from liser_dist.command import read_command
 from liser_dist.errors import CapacityError
-from liser_dist.outlook import look_out, read_costs
+from liser_dist.outlook import look_out, look_out_cells, read_costs
 from liser_dist.spec import DistillSpec
 from liser_dist.study_spec import StudySpec
 
@@ -84,9 +84,9 @@ def test_the_cells_of_a_study_have_nodes_of_their_pool() -> None:
     places = ["--data.labelled", "one", "--data.unlabelled", "two"]
     spec = read_command([str(study), *places], study, "about", StudySpec).spec
     assert (spec.study.cells, spec.study.cell_cpus) == (6 * 5 * 5, 1)
-    found = look_out(spec, read_cluster(OURS, "resources.cluster"), read_costs(COSTS), trains=False)
-    assert {stage.need.stage: stage.count for stage in found.stages}["cells"] == 4 * 8
-    assert found.nodes["g6.2xlarge"] == 4
+    found = look_out_cells(spec, read_cluster(OURS, "resources.cluster"), read_costs(COSTS))
+    assert [(stage.need.stage, stage.count) for stage in found.stages] == [("cells", 4 * 8)]
+    assert found.nodes == {"m6i.xlarge": 1, "g6.2xlarge": 4}
 
 
 def test_no_more_than_there_is_room_for() -> None:

@@ -158,6 +158,12 @@ def test_the_readmes_own_spec_is_sound() -> None:
     ("change", "field"),
     [
         ({"output": "s3://AKIAKEY:hunter2@bucket/runs"}, "output"),
+        ({"output": "s3://AKIAKEY:hunt/hunter2@bucket/runs"}, "output"),
+        ({"output": "s3://hunter2@[b/x"}, "output"),
+        ({"track": {"mlflow": "https://me:p#hunter2@tracking"}}, "track.mlflow"),
+        ({"track": {"mlflow": "me:hunter2@tracking:5000"}}, "track.mlflow"),
+        ({"track": {"mlflow": "https://tracking/?token=hunter2"}}, "track.mlflow"),
+        ({"track": "https://me:hunter2@tracking"}, "track"),
         ({"track": {"mlflow": "https://me:hunter2@tracking:5000"}}, "track.mlflow"),
         ({"aws_secret_access_key": "hunter2"}, "aws_secret_access_key"),
     ],
@@ -169,6 +175,11 @@ def test_a_key_in_a_spec_is_refused_and_not_shown(
     with pytest.raises(SpecError, match=rf"  {field}: ") as told:
         read(file)
     assert "hunter2" not in str(told.value)
+
+
+def test_a_place_may_have_an_at_and_brackets_in_its_name(file: Path) -> None:
+    place = "s3://bucket/me@home/[1]"
+    assert read(file, "--output", place).output == place
 
 
 @pytest.mark.parametrize(("given", "workers"), [("2", 2), ("[1, 3]", (1, 3)), ("1,3", (1, 3))])

@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from mlflow import MlflowClient
 
 from liser_dist.desk import Progress
 from liser_dist.errors import SpecError
+from liser_dist.runs import Run
 from liser_dist.spec import DistillSpec
-from liser_dist.tracking import following, require_libraries, tracked
+from liser_dist.tracking import Tracks, following, require_trackers, tracked
 
-RUN = "/runs/web-av/001"
+RUN = Run("/runs/web-av/001", "a1", {}, False, None)
 KEY = "0123456789" * 4
 
 
@@ -50,12 +52,14 @@ def test_mlflow_has_the_spec_the_curves_and_the_scores_and_a_run_goes_on_as_one(
 ) -> None:
     client = MlflowClient(tracking_uri=mlflow)
     spec = spec_of(mlflow=mlflow)
-    with (
-        pytest.raises(KeyError),
-        tracked(spec, RUN) as tracks,
-        following(tracks, lambda: Progress(steps=4, loss=1.5)),
-    ):
+
+    def begin_and_fail(tracks: Tracks) -> None:
+        with following(tracks, lambda: Progress(steps=4, loss=1.5)):
+            pass
         raise KeyError
+
+    with pytest.raises(KeyError), tracked(spec, RUN) as tracks:
+        begin_and_fail(tracks)
     (experiment,) = client.search_experiments(filter_string="name = 'liser_dist'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
@@ -64,7 +68,7 @@ def test_mlflow_has_the_spec_the_curves_and_the_scores_and_a_run_goes_on_as_one(
         following(tracks, lambda: Progress(steps=8, loss=0.5, scores={"distilled": 0.6})),
     ):
         tracks.tell({"test/student_uar": 0.625}, 8)
-    with tracked(spec, f"{RUN[:-1]}2"):
+    with tracked(spec, replace(RUN, place="/runs/web-av/002", mark="a2")):
         pass
     two = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name for run in two} == {"web-av/001", "web-av/002"}
@@ -115,10 +119,28 @@ def test_a_server_that_is_not_there_ends_the_job_before_it_trains(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     spec = spec_of(mlflow="http://127.0.0.1:9")
     with pytest.raises(SpecError, match=r"`track.mlflow` http://127.0.0.1:9 does not answer"):
-        tracked(spec, RUN).__enter__()
+        require_trackers(spec)
+
+
+def test_no_key_for_weights_and_biases_ends_it_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(SpecError, match=r"`track.wandb` emotions does not answer as it should: "):
+        require_trackers(spec_of(wandb="emotions"))
+
+
+def test_a_desk_that_is_gone_ends_no_run(mlflow: str) -> None:
+    def gone() -> Progress:
+        raise RuntimeError("the actor is dead")
+
+    with tracked(spec_of(mlflow=mlflow), RUN) as tracks, following(tracks, gone):
+        pass
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SpecError, match="`pip install wandb`"):
-        require_libraries(spec_of(wandb="emotions"))
+    with pytest.raises(SpecError, match=r"`track.wandb` needs the library wandb"):
+        require_trackers(spec_of(wandb="emotions"))

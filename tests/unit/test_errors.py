@@ -1,0 +1,19 @@
+"""An error of ours says what it said, wherever it has been."""
+
+import pickle
+
+from liser_dist.errors import SampleError, ShardError
+from liser_dist.records import Reason
+
+
+def test_what_others_write_into_an_error_is_not_shown() -> None:
+    error = ShardError("the shard a.tar was replaced; put it back")
+    error.args = (f"{error.args[0]}\nTo change retry attempts, configure ...",)
+    assert str(pickle.loads(pickle.dumps(error))) == "the shard a.tar was replaced; put it back"
+
+
+def test_a_reason_survives_with_its_detail() -> None:
+    error = pickle.loads(pickle.dumps(SampleError(Reason.NO_AUDIO, "3 streams")))
+    assert (error.reason, error.detail, str(error)) == (
+        Reason.NO_AUDIO, "3 streams", "no_audio: 3 streams",
+    )  # fmt: skip
