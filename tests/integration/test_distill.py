@@ -85,10 +85,9 @@ def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a
         write_shards(samples, place, clips_per_shard=6)
 
     spec = str(write_spec(**change))
-    for stranger in ({"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}):
-        refused = submitted(ray_cluster | stranger, "jobs/distill.py", spec)
-        assert refused.code != 0
-        assert "token" in (refused.out + refused.err).lower()
+    refused = submitted(ray_cluster | {"RAY_AUTH_MODE": "disabled"}, "jobs/distill.py", spec)
+    assert refused.code != 0
+    assert "token" in (refused.out + refused.err).lower()
     say(emotion="sad", speaker="a", source="x", score=1)
     first = submitted(
         ray_cluster, "--working-dir", ".", "--", sys.executable, "jobs/distill.py", spec
