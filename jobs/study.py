@@ -21,7 +21,7 @@ def main() -> None:
     from liser_dist import cluster, planning, screen, study, study_report  # heavy
 
     plan = planning.plan(command.spec, make_corpus=not command.check, trains=False)
-    study.require_room(plan.spec, plan.capacity)
+    study.require_room(command.spec, plan.capacity)
     if command.check:
         screen.print_plan(plan.spec, plan.capacity, plan.shards, trains=False)
         return

@@ -61,11 +61,6 @@ class RejectionError(LiserError):
     """More clips were rejected than the spec allows."""
 
 
-def in_a_line(error: BaseException | None) -> str:
-    """What another library's error says, shortened; its kind where it says nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 class SampleError(LiserError):
     """One clip is unusable. A stage catches it and the clip becomes a rejected row."""
 
@@ -77,3 +72,8 @@ class SampleError(LiserError):
     def __reduce__(self) -> tuple[type[SampleError], tuple[Reason, str]]:
         """Cross a process boundary with both parts (Exception's own way keeps only the text)."""
         return type(self), (self.reason, self.detail)
+
+
+def in_a_line(error: BaseException | None) -> str:
+    """What another library's error says, shortened; its kind where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from liser_dist.cluster import Capacity, needs_of, total_of
+from liser_dist.cluster import Capacity, total_of
 from liser_dist.desk import Progress
 from liser_dist.fields import EMOTIONS
 from liser_dist.outlook import Outlook, look_out, look_out_cells, read_costs
@@ -135,10 +135,11 @@ def print_plan(
     for name, found in shards.items():
         console.print(f"{name}: {len(found)} shards, {sum(shard.clips for shard in found)} clips")
     costs = None if spec.resources.costs is None else read_costs(spec.resources.costs)
-    print_outlook(capacity, look_out(spec, capacity, costs, trains))
+    outlook = look_out(spec, capacity, costs, trains)
+    print_outlook(capacity, outlook)
     if isinstance(spec, StudySpec):
         print_outlook(capacity, look_out_cells(spec, capacity, costs))
-    total = total_of(needs_of(spec, None if trains else 0))
+    total = total_of([stage.need for stage in outlook.stages])
     wanted = ", ".join(f"{amount:g} {kind}s" for kind, amount in total.items())
     there = ", ".join(f"{amount:g} {kind}s" for kind, amount in capacity.amounts.items())
     console.print(f"needed at least: {wanted}; {capacity.where} has {there}: it fits")

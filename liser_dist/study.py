@@ -37,7 +37,6 @@ from liser_dist.pipeline import ours_in
 from liser_dist.planning import Plan
 from liser_dist.records import Example
 from liser_dist.runs import RESULT, Run, begin_run, unfinished_run
-from liser_dist.spec import DistillSpec
 from liser_dist.study_cell import Answers, Cell, Said, Study, run_cell
 from liser_dist.study_report import StudyResult
 from liser_dist.study_spec import StudySpec
@@ -70,9 +69,8 @@ def run(job: Plan) -> tuple[StudyResult, str]:
     return result, place
 
 
-def require_room(spec: DistillSpec, capacity: Capacity) -> None:
+def require_room(spec: StudySpec, capacity: Capacity) -> None:
     """Raise CapacityError where no node could ever run a cell."""
-    assert isinstance(spec, StudySpec)
     room = capacity.of(spec.resources.pools.students)
     most = max(node.amounts.get("CPU", 0.0) for node in room.nodes)
     if spec.study.cell_cpus > most:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -43,6 +44,7 @@ class MlflowRun:
 
     def __init__(self, server: str, spec: DistillSpec, run: Run) -> None:
         self._client, experiment = self.reach(server)
+        experiment = experiment or self._client.create_experiment(_experiment_name())
         begun = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.mark}'")
         if begun:
             self._id = begun[0].info.run_id
@@ -57,15 +59,14 @@ class MlflowRun:
 
     @staticmethod
     def reach(server: str) -> tuple[Any, str]:
-        """The client, and the experiment's id."""
+        """The client, and the experiment's id, or nothing where there is none yet."""
         for name, value in _MLFLOW_PATIENCE.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=server)
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        found = client.get_experiment_by_name(name)
-        return client, found.experiment_id if found else client.create_experiment(name)
+        found = client.get_experiment_by_name(_experiment_name())
+        return client, found.experiment_id if found else ""
 
     def _tell_spec(self, spec: DistillSpec) -> None:
         from mlflow.entities import Param
@@ -76,9 +77,8 @@ class MlflowRun:
 
     def tell(self, numbers: Numbers, step: int) -> None:
         from mlflow.entities import Metric
-        from mlflow.utils.time import get_current_time_millis
 
-        now = get_current_time_millis()
+        now = round(1000 * time.time())
         metrics = [Metric(name, value, now, step) for name, value in numbers.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
@@ -123,6 +123,10 @@ class WandbRun:
 
     def end(self, well: bool) -> None:
         self._run.finish(exit_code=0 if well else 1)
+
+
+def _experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
 
 
 def _name_of(run: Run) -> str:

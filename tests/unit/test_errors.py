@@ -1,4 +1,8 @@
-"""An error of ours says what it said, wherever it has been."""
+"""An error of ours says what it said, wherever it has been.
+
+Ray carries errors from process to process as pickles, and so do these tests: the bytes that they
+read are those that they wrote in the same line.
+"""
 
 import pickle
 
