@@ -90,9 +90,10 @@ def begin_run(spec: DistillSpec, shards: Sets) -> Run:
     lock = _lock(place)
     found = {name: [asdict(shard) for shard in of_set] for name, of_set in shards.items()}
     _write_json(storage.join(place, "spec.json"), spec.model_dump(mode="json"))
-    storage.write_bytes(storage.join(place, MARK), uuid.uuid4().hex.encode())
+    mark = uuid.uuid4().hex
+    storage.write_bytes(storage.join(place, MARK), mark.encode())
     _write_json(storage.join(place, "shards.json"), found)
-    return Run(place, _mark_of(place), shards, False, lock)
+    return Run(place, mark, shards, False, lock)
 
 
 def _mark_of(place: str) -> str:

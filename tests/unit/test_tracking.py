@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import wandb
 from mlflow import MlflowClient
 
 from liser_dist.desk import Progress
@@ -29,8 +30,9 @@ def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def wandb_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where Weights & Biases keeps what it would send."""
+    wandb.teardown()  # it looks at the environment once
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "API_KEY": KEY}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     return tmp_path / "wandb"
@@ -45,6 +47,13 @@ def spec_of(**track: str) -> DistillSpec:
             "track": track,
         }
     )
+
+
+def kept_by(folder: Path) -> bytes:
+    """All that Weights & Biases would send, once its service has written it."""
+    wandb.teardown()
+    (file,) = folder.glob("offline-run-*/*.wandb")
+    return file.read_bytes()
 
 
 def test_mlflow_has_the_spec_the_curves_and_the_scores_and_a_run_goes_on_as_one(
@@ -81,22 +90,22 @@ def test_mlflow_has_the_spec_the_curves_and_the_scores_and_a_run_goes_on_as_one(
     assert [(point.step, point.value) for point in curve] == [(4, 1.5), (8, 0.5)]
 
 
-def test_weights_and_biases_has_them_too(wandb: Path) -> None:
+def test_weights_and_biases_has_them_too(wandb_folder: Path) -> None:
     with (
         tracked(spec_of(wandb="emotions"), RUN) as tracks,
         following(tracks, lambda: Progress(steps=4, loss=1.5)),
     ):
         pass
-    (file,) = wandb.glob("offline-run-*/*.wandb")
-    sent = file.read_bytes()
+    sent = kept_by(wandb_folder)
     assert re.search(rb"train/loss.{1,4}1\.5", sent)
     assert b"train/left_s" not in sent  # not known
     assert b"web-av/001" in sent
 
 
-def test_no_key_is_told(wandb: Path, mlflow: str, tmp_path: Path) -> None:
+def test_no_key_is_told(wandb_folder: Path, mlflow: str, tmp_path: Path) -> None:
     with tracked(spec_of(wandb="emotions", mlflow=mlflow), RUN) as tracks:
         tracks.tell({"train/loss": 1.0}, 1)
+    assert b"train/loss" in kept_by(wandb_folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
@@ -125,6 +134,7 @@ def test_a_server_that_is_not_there_ends_the_job_before_it_trains(
 def test_no_key_for_weights_and_biases_ends_it_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    wandb.teardown()
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
