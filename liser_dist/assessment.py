@@ -35,14 +35,10 @@ class OfEmotion(Record):
     precision: float | None  # None where nothing was taken for it
 
 
-class Assessment(Record):
-    """`result.json`. Shares, 0 to 1; intervals of 95 %, over speakers."""
+class Scored(Record):
+    """What follows from a model's answers. Shares, 0 to 1; intervals of 95 %, over speakers."""
 
-    name: str
-    model: str
     clips: int
-    rejected: int
-    not_answered: int  # clips that show the model nothing
     speakers: int
     uar: float
     uar_interval: tuple[float, float] | None  # None where it is not known who speaks
@@ -55,6 +51,15 @@ class Assessment(Record):
     by_speaker: dict[str, Group]
     by_intensity: dict[str, Group]
     by_fold: dict[str, Group]
+
+
+class Assessment(Scored):
+    """`result.json`."""
+
+    name: str
+    model: str
+    rejected: int
+    not_answered: int  # clips that show the model nothing
     seconds: float
 
 
@@ -64,8 +69,8 @@ def assess(
     emotions: Sequence[str],
     fold_of: Mapping[str, int],
     resamples: int,
-) -> dict[str, object]:
-    """The fields of an Assessment that follow from answers: `logits` [clips, emotions]."""
+) -> Scored:
+    """Of answers: `logits` [clips, emotions]."""
     labels = np.array([emotions.index(clip.emotion) for clip in clips])
     found = logits.argmax(axis=1)
     shares = np.asarray(softmax(logits, axis=1), np.float32)
@@ -80,16 +85,16 @@ def assess(
                 members[name].append(row)
         return {name: _group(labels[rows], found[rows]) for name, rows in sorted(members.items())}
 
-    return {
-        "clips": len(clips),
-        "speakers": len({clip.speaker for clip in clips if clip.speaker}),
-        "uar": all_of_them.uar,
-        "uar_interval": _interval(clips, labels, found, len(emotions), resamples),
-        "war": all_of_them.war,
-        "macro_f1": all_of_them.macro_f1,
-        "calibration_error": calibration_error(shares, labels),
-        "confidence": float(shares.max(axis=1).mean()),
-        "by_emotion": {
+    return Scored(
+        clips=len(clips),
+        speakers=len({clip.speaker for clip in clips if clip.speaker}),
+        uar=all_of_them.uar,
+        uar_interval=_interval(clips, labels, found, len(emotions), resamples),
+        war=all_of_them.war,
+        macro_f1=all_of_them.macro_f1,
+        calibration_error=calibration_error(shares, labels),
+        confidence=float(shares.max(axis=1).mean()),
+        by_emotion={
             name: OfEmotion(
                 clips=int(confusion[row].sum()),
                 recall=float(confusion[row, row] / confusion[row].sum()),
@@ -98,14 +103,14 @@ def assess(
             for row, name in enumerate(emotions)
             if confusion[row].any()
         },
-        "confusion": {
+        confusion={
             name: dict(zip(emotions, counts.tolist(), strict=True))
             for name, counts in zip(emotions, confusion, strict=True)
         },
-        "by_speaker": groups(lambda clip: clip.speaker),
-        "by_intensity": groups(lambda clip: level_of(clip.intensity)),
-        "by_fold": groups(lambda clip: str(fold_of.get(clip.speaker, ""))),
-    }
+        by_speaker=groups(lambda clip: clip.speaker),
+        by_intensity=groups(lambda clip: level_of(clip.intensity)),
+        by_fold=groups(lambda clip: str(fold_of.get(clip.speaker, ""))),
+    )
 
 
 def _group(labels: NDArray[np.int64], found: NDArray[np.int64]) -> Group:

@@ -89,7 +89,7 @@ def run(job: Plan, spec: EvaluateSpec) -> tuple[Assessment, str]:
         rejected=len(rejected["test"]),
         not_answered=len(labelled["test"]) - len(clips),
         seconds=time.time() - job.started,
-        **scores,
+        **scores.model_dump(),
     )
     place = storage.join(run_place, RESULT)
     storage.write_bytes(place, found.model_dump_json(indent=1).encode())

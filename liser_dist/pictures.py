@@ -68,3 +68,25 @@ def draw_lines(
     figure.legend(loc="outside right center").set_frame_on(False)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
+
+
+def draw_bands(
+    edges: NDArray[np.float64], shares: Mapping[str, NDArray[np.float64]], title: str, file: Path
+) -> None:
+    """Shares [n] that add up to 1, one above the other, between `edges` [n + 1] in seconds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 3), layout="constrained")
+    stacked = [np.append(share, share[-1]) for share in shares.values()]
+    axes.stackplot(edges, stacked, labels=list(shares), colors=COLOURS, step="post", linewidth=0)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("seconds, at the middle of each window")
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center").set_frame_on(False)
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)

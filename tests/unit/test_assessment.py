@@ -31,22 +31,22 @@ def test_answers_are_looked_at_from_all_sides() -> None:
         clip(2, "happy", "bob", "0.1"), clip(3, "happy", "bob", "0.5"),
     ]  # fmt: skip
     found = assess(clips, sure_of([0, 0, 0, 1]), EMOTIONS, {"ann": 1, "bob": 2}, 100)
-    assert found["uar"] == pytest.approx(0.75)
-    assert found["confusion"]["happy"] == {"sad": 1, "happy": 1, "angry": 0}  # type: ignore[index]
-    of_sad = found["by_emotion"]["sad"]  # type: ignore[index]
+    assert found.uar == pytest.approx(0.75)
+    assert found.confusion["happy"] == {"sad": 1, "happy": 1, "angry": 0}  # type: ignore[index]
+    of_sad = found.by_emotion["sad"]  # type: ignore[index]
     assert (of_sad.clips, of_sad.recall, of_sad.precision) == (2, 1.0, pytest.approx(2 / 3))
-    assert found["by_speaker"]["bob"].war == 0.5  # type: ignore[index]
-    assert found["by_intensity"]["low third"].clips == 2  # type: ignore[index]
-    assert found["by_fold"]["2"].uar == 0.5  # type: ignore[index]
-    low, high = found["uar_interval"]  # type: ignore[misc]
+    assert found.by_speaker["bob"].war == 0.5  # type: ignore[index]
+    assert found.by_intensity["low third"].clips == 2  # type: ignore[index]
+    assert found.by_fold["2"].uar == 0.5  # type: ignore[index]
+    low, high = found.uar_interval  # type: ignore[misc]
     assert low <= 0.75 <= high
 
 
 def test_what_is_not_known_is_left_out() -> None:
     found = assess([clip(0, "sad", ""), clip(1, "happy", "")], sure_of([0, 1]), EMOTIONS, {}, 10)
-    assert found["uar_interval"] is None
-    assert not found["by_speaker"]
-    assert not found["by_fold"]
+    assert found.uar_interval is None
+    assert not found.by_speaker
+    assert not found.by_fold
     assert [level_of(text) for text in ("strong", "0.4", "nan", "")] == [
         "strong", "middle third", "", "",
     ]  # fmt: skip

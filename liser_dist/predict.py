@@ -1,0 +1,256 @@
+"""Emotions over time: of audio or video files, or of sound that comes through a pipe.
+
+    python predict.py FILE...              a table for each file
+    python predict.py --json FILE...       a line of JSON for each window
+    ffmpeg -i INPUT -f s16le -ac 1 -ar 16000 - | python predict.py --stream
+
+It takes the student in its own folder, and what requirements.txt names. Of a file it hears what it
+would hear of a stream, window by window: nothing that comes later enters an answer.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import time
+
+_STARTED_S = time.perf_counter()  # before the imports, which take longer than the rest
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+import onnxruntime
+
+log = logging.getLogger(__name__)
+HOP_S = 1.0
+SILENCE = 1e-3  # no sample louder, -60 dB: a model would name an emotion all the same
+PIECE_S = 0.1  # of a pipe, read at once
+EXIT_USER_MISTAKE = 2
+Floats = Any  # numpy array of float32
+Use = Callable[[str, Iterable["Answer"]], None]  # of a file's name and its answers
+
+
+class InputError(ValueError):
+    """What the user can mend: a file that cannot be heard, a folder that is no student."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the student says of a window."""
+
+    start_s: float
+    end_s: float
+    emotion: str | None  # None: silence
+    probabilities: dict[str, float]  # empty: silence
+    embedding: Floats  # [dim], or empty
+
+
+class ExportedStudent:
+    """A folder that jobs/export.py wrote, ready to answer.
+
+    Raises InputError where the folder is none.
+    """
+
+    def __init__(self, folder: str | Path, int8: bool = False) -> None:
+        model = Path(folder) / ("model.int8.onnx" if int8 else "model.onnx")
+        try:
+            config = json.loads((Path(folder) / "config.json").read_text())
+            self.emotions: list[str] = config["emotions"]
+            self.rate_hz: int = config["sample_rate_hz"]
+            self.window_s: float = config["window_s"]
+            self.least_s: float = config["least_s"]
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1  # so small a model gains nothing by more
+            self._session = onnxruntime.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's are of many types
+            raise InputError(
+                f"{folder} is no exported student: {type(error).__name__}: {error}; give the "
+                "folder that jobs/export.py wrote"
+            ) from error
+
+    def predict(self, file: str | Path, hop_s: float = HOP_S) -> list[Answer]:
+        """Of an audio or video file. Raises InputError."""
+        return list(self.listen(read_file(file, self.rate_hz), hop_s))
+
+    def listen(self, sound: Iterable[Floats], hop_s: float = HOP_S) -> Iterator[Answer]:
+        """Pieces of sound [samples], in -1..1 at `rate_hz` -> an answer every `hop_s`.
+
+        Raises InputError: it is too short, or has samples that are no numbers.
+        """
+        if not 0 < hop_s <= self.window_s:
+            raise InputError(f"a window every {hop_s:g} s: give 0 to {self.window_s:g}")
+        for start, heard in windows(sound, self.rate_hz, self.window_s, hop_s, self.least_s):
+            yield self._answer(start, heard)
+
+    def infer(self, waveforms: Floats) -> tuple[Floats, Floats]:
+        """[batch, samples] -> probabilities [batch, emotions], embeddings [batch, dim]."""
+        probabilities, embeddings = self._session.run(None, {"waveform": waveforms})
+        return probabilities, embeddings
+
+    def _answer(self, start: int, heard: Floats) -> Answer:
+        times = (start / self.rate_hz, (start + len(heard)) / self.rate_hz)
+        if np.abs(heard).max() < SILENCE:
+            return Answer(*times, None, {}, np.empty(0, np.float32))
+        probabilities, embeddings = self.infer(heard[None])
+        shares = dict(zip(self.emotions, probabilities[0].tolist(), strict=True))
+        return Answer(*times, max(shares, key=shares.__getitem__), shares, embeddings[0])
+
+
+def windows(
+    sound: Iterable[Floats], rate_hz: int, window_s: float, hop_s: float, least_s: float
+) -> Iterator[tuple[int, Floats]]:
+    """Pieces of any length -> (first sample, samples) of each window; the last is what is left."""
+    window, hop = round(window_s * rate_hz), round(hop_s * rate_hz)
+    held = np.empty(0, np.float32)
+    start = ended = 0
+    for piece in sound:
+        if not np.isfinite(piece).all():
+            at = (start + len(held)) / rate_hz
+            raise InputError(f"samples that are no numbers (NaN or infinite), {at:.1f} s into it")
+        held = np.concatenate([held, np.clip(piece, -1, 1)])
+        while len(held) >= window:
+            yield start, held[:window]
+            ended = start + window
+            start, held = start + hop, held[hop:]
+    if start + len(held) > ended and len(held) >= least_s * rate_hz:
+        yield start, held
+    elif not ended:
+        found = f"{len(held) / rate_hz:.2f} s of sound" if len(held) else "no sound"
+        raise InputError(f"there is {found} in it; {least_s:g} s are needed")
+
+
+def read_file(file: str | Path, rate_hz: int) -> Iterator[Floats]:
+    """The sound of a file, mono, as pieces [samples]. Raises InputError."""
+    try:
+        with open(file, "rb") as stream, av.open(stream, metadata_errors="replace") as media:
+            sound = media.streams.best("audio")
+            if sound is None:
+                raise InputError("there is no sound in it")
+            if sound.rate < rate_hz:
+                log.warning(
+                    "%s: sound of %d Hz, and the student learned from %d Hz: it misses what is "
+                    "above %d Hz", file, sound.rate, rate_hz, sound.rate // 2,
+                )  # fmt: skip
+            resampler = av.AudioResampler("flt", "mono", rate_hz)
+            for frame in chain(media.decode(sound), [None]):  # None: what it still holds
+                for piece in resampler.resample(frame):
+                    yield piece.to_ndarray()[0]
+    except InputError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"FFmpeg cannot read it as audio or video: {why}") from error
+    except OSError as error:
+        raise InputError(f"it cannot be opened: {error.strerror}") from error
+
+
+def read_pcm(stream: IO[bytes], rate_hz: int) -> Iterator[Floats]:
+    """16-bit samples (s16le, mono, `rate_hz`) that come through a pipe, as they come."""
+    for pcm in iter(partial(stream.read, 2 * round(PIECE_S * rate_hz)), b""):
+        yield np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(np.float32) / 32768
+
+
+# ---------------------------------------------------------------- the command
+
+
+def forget(_: str, answers: Iterable[Answer]) -> None:
+    """They were shown, and are of no further use."""
+    deque(answers, maxlen=0)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="FILE", help="audio or video")
+    parser.add_argument(
+        "--stream", action="store_true", help="PCM from stdin: s16le, mono, at the student's rate"
+    )
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each window")
+    parser.add_argument("--hop-s", type=float, default=HOP_S, help="seconds from window to window")
+    parser.add_argument("--int8", action="store_true", help="the smaller of the two models")
+
+
+def shown(
+    answers: Iterable[Answer], name: str, emotions: Sequence[str], as_json: bool
+) -> Iterator[Answer]:
+    """The same, printed as they come: somebody may be waiting at the other end of a pipe."""
+    width = 2 + max(map(len, (*emotions, "(silence)")))
+    for number, one in enumerate(answers):
+        if as_json:
+            times = {"file": name, "start_s": round(one.start_s, 3), "end_s": round(one.end_s, 3)}
+            shares = {emotion: round(share, 4) for emotion, share in one.probabilities.items()}
+            line = json.dumps({**times, "emotion": one.emotion, "probabilities": shares})
+        else:
+            if not number:
+                heads = "".join(f"{emotion:>{width}}" for emotion in emotions)
+                print(f"{name}\n{'from s':>8}{'to s':>8}  {'':<{width}}{heads}")
+            said = f"{one.emotion or '(silence)':<{width}}"
+            found = "".join(f"{share:>{width}.2f}" for share in one.probabilities.values())
+            line = f"{one.start_s:8.2f}{one.end_s:8.2f}  {said}{found}"
+        print(line, flush=True)
+        yield one
+
+
+def answer(asked: argparse.Namespace, folder: str | Path, use: Use = forget) -> int:
+    """Answers each file, or the pipe, and hands on what was shown; returns the exit status."""
+    imported_s = time.perf_counter() - _STARTED_S
+    try:
+        student = ExportedStudent(folder, asked.int8)
+        loaded_s = time.perf_counter() - _STARTED_S - imported_s
+        print(f"imports {imported_s:.2f} s, model {loaded_s:.2f} s", file=sys.stderr)
+        sounds = [(file, read_file(file, student.rate_hz)) for file in asked.files]
+        if asked.stream:
+            sounds = [("stream", read_pcm(sys.stdin.buffer, student.rate_hz))]
+        return max([_answer_one(student, asked, name, sound, use) for name, sound in sounds])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_MISTAKE
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _answer_one(
+    student: ExportedStudent,
+    asked: argparse.Namespace,
+    name: str,
+    sound: Iterable[Floats],
+    use: Use,
+) -> int:
+    answers = student.listen(sound, asked.hop_s)
+    try:
+        use(name, shown(answers, name, student.emotions, asked.json))
+    except InputError as error:
+        print(f"error: {name}: {error}", file=sys.stderr)
+        return EXIT_USER_MISTAKE
+    return 0
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    asked = parser.parse_args(arguments)
+    if bool(asked.files) == asked.stream:
+        parser.error("give files, or --stream")
+    return asked
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Emotions over time, of what is said.")
+    add_options(parser)
+    return answer(parse(parser, arguments), Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

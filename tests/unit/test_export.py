@@ -1,0 +1,289 @@
+"""A checkpoint's student outside: the same answers, small, alone with three libraries, streamed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from scipy.io import wavfile
+
+from liser_dist import cli, export, load_student
+from liser_dist.batches import Batcher
+from liser_dist.checkpoints import Checkpoint, CheckpointWriter
+from liser_dist.errors import CheckpointError, LiserError, SpecError
+from liser_dist.evaluation import LabelledSet, score_student
+from liser_dist.export_result import Export
+from liser_dist.export_spec import ExportSpec
+from liser_dist.ledger import Ledger
+from liser_dist.predict import ExportedStudent, InputError
+from liser_dist.records import Example
+from liser_dist.shards import write_shards
+from liser_dist.spec import DistillSpec
+from liser_dist.students import Student
+from tests.films import small_film
+
+EMOTIONS = ("sad", "happy", "angry")
+RATE_HZ = 16000
+
+
+def spec_of(folder: Path, student: dict[str, object]) -> DistillSpec:
+    labelled = str(folder / "test")
+    return DistillSpec.model_validate(
+        {
+            "name": "small",
+            "emotions": EMOTIONS,
+            "data": {"unlabelled": labelled, "test": labelled},
+            "clip": {"faces": 2, "face_px": 32, "window_s": 1.0},
+            "teachers": {"speech": {"kind": "mock"}},
+            "student": student,
+        }
+    )
+
+
+def write_run(folder: Path, **student: object) -> Path:
+    """A run's folder with a checkpoint, in which nothing was learned; and its test clips."""
+    samples = (
+        (f"clip-{n}", small_film(n), {"emotion": EMOTIONS[n % 3], "speaker": str(n // 3)})
+        for n in range(12)
+    )
+    write_shards(samples, str(folder / "test"), clips_per_shard=12)
+    spec = spec_of(folder, student)
+    torch.manual_seed(0)
+    weights = Student(spec.student, len(EMOTIONS), RATE_HZ).state_dict()
+    run = folder / "runs" / "small" / "001"
+    writer = CheckpointWriter(str(run), keep=2)
+    checkpoint = Checkpoint(spec=spec, students={}, best={"distilled": weights}, optimizer={},
+                            state={"steps": 1}, ledger=Ledger())  # fmt: skip
+    writer.save(1, checkpoint, then=lambda: None)
+    writer.finish()
+    return run
+
+
+def export_run(run: Path) -> tuple[Path, Export]:
+    spec = ExportSpec(checkpoint=str(run), output=str(run / "exported"), clips=40)
+    found, place = export.run(export.plan(spec))
+    assert Path(place).read_text() == found.model_dump_json(indent=1)
+    return Path(place).parent, found
+
+
+@pytest.fixture(scope="module", params=["cnn", "reslstm"])
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Export]:
+    return export_run(write_run(tmp_path_factory.mktemp("run"), kind=request.param))
+
+
+@pytest.fixture(scope="module")
+def folder(exported: tuple[Path, Export]) -> Path:
+    return exported[0]
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """4.3 s of something that changes."""
+    noise = np.random.default_rng(0).standard_normal(round(4.3 * RATE_HZ))
+    swelling = np.linspace(0.01, 0.5, len(noise)) * noise
+    file = tmp_path / "speech.wav"
+    wavfile.write(file, RATE_HZ, (swelling.clip(-1, 1) * 32767).astype(np.int16))
+    return file
+
+
+def run_alone(folder: Path, *arguments: object, pcm: bytes = b"") -> subprocess.CompletedProcess:
+    """predict.py as its folder has it, where nothing of ours, of torch or of Ray can be had."""
+    script = folder / "predict.py"
+    code = (
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(['liser_dist', 'torch', 'ray', 'scipy', 'transformers'])\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], input=pcm, capture_output=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def lines_of(done: subprocess.CompletedProcess) -> list[dict]:
+    assert done.returncode == 0, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_onnx_answers_as_torch_does_and_is_small(exported: tuple[Path, Export]) -> None:
+    folder, found = exported
+    assert found.parity_max_abs < 1e-4
+    assert found.compared == 40
+    assert found.int8_max_abs < 0.1
+    assert found.int8_bytes - found.front_bytes < 150_000
+    assert found.int8_bytes == (folder / "model.int8.onnx").stat().st_size < found.onnx_bytes
+    assert found.front_bytes < 60_000
+    facts = json.loads((folder / "export.json").read_text())
+    assert {"parity_max_abs", "onnx_bytes", "int8_bytes", "uar", "int8_uar", "real_time_factor",
+            "p99_ms"} <= facts.keys()  # fmt: skip
+    for one in found.footprints.values():
+        assert min(one.size_bytes, one.real_time_factor, one.p99_ms, one.memory_bytes) > 0
+
+
+def test_any_number_of_clips_of_any_length_is_answered_as_each_alone(folder: Path) -> None:
+    student = ExportedStudent(folder)
+    random = np.random.default_rng(1)
+    for samples in (8000, 12345, 60 * RATE_HZ):
+        waveforms = random.standard_normal((3, samples)).astype(np.float32) / 10
+        together, embeddings = student.infer(waveforms)
+        assert embeddings.shape == (3, embeddings.shape[1])
+        alone = np.concatenate([student.infer(one[None])[0] for one in waveforms])
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+        np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-5)
+
+
+def test_it_is_scored_as_a_run_scores_it(exported: tuple[Path, Export]) -> None:
+    folder, found = exported
+    asked = ExportSpec(checkpoint=str(folder.parent), output=str(folder.parent / "again"))
+    plan = export.plan(asked)
+    examples = [
+        Example(**clip.provenance(), **clip.labels(), waveform=clip.waveform)
+        for clip in export.read_clips(plan, "labelled")
+    ]
+    expected = score_student(plan.student, LabelledSet.of(examples, Batcher.of(plan.job)))
+    assert (found.uar, len(examples)) == (pytest.approx(expected.uar), expected.clips)
+    assert found.scores is not None
+    assert (found.scores.clips, found.scores.speakers) == (12, 4)
+
+
+def test_the_folder_answers_alone_and_shows_how_long_it_takes_to_begin(
+    folder: Path, speech: Path, tmp_path: Path
+) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(small_film(0))
+    done = run_alone(folder, film, speech)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"imports" in done.stderr
+    shown = done.stdout.decode()
+    assert str(film) in shown
+    assert "from s" in shown
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert [line.partition(">")[0] for line in requirements] == ["onnxruntime", "numpy", "av"]
+
+
+@pytest.mark.parametrize("options", [[], ["--int8"], ["--hop-s", "0.25"]])
+def test_a_stream_is_answered_as_the_whole_file_window_by_window(
+    folder: Path, speech: Path, options: list[str]
+) -> None:
+    of_file = lines_of(run_alone(folder, "--json", *options, speech))
+    _, samples = wavfile.read(speech)
+    of_pipe = lines_of(run_alone(folder, "--json", "--stream", *options, pcm=samples.tobytes()))
+    # Windows of 1 s; less than half a second at the end is no window.
+    windows, end_s = (15, 4.3) if "0.25" in options else (4, 4.0)
+    assert len(of_file) == windows
+    assert [one | {"file": ""} for one in of_file] == [one | {"file": ""} for one in of_pipe]
+    assert len({one["probabilities"]["sad"] for one in of_file}) > 1
+    assert of_file[0]["start_s"] == 0
+    assert of_file[-1]["end_s"] == pytest.approx(end_s, abs=0.01)
+
+
+def test_what_comes_later_changes_no_answer(folder: Path, speech: Path) -> None:
+    _, samples = wavfile.read(speech)
+    student, sound = load_student(folder), samples.astype(np.float32) / 32768
+    whole = list(student.listen([sound]))
+    begun = list(student.listen([sound[: 2 * RATE_HZ]]))
+    assert [one.probabilities for one in begun] == [one.probabilities for one in whole[:2]]
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(48000, 2), (8000, 1), (44100, 2)])
+def test_sound_of_any_rate_is_heard_as_the_same_sound(
+    folder: Path, tmp_path: Path, rate_hz: int, channels: int
+) -> None:
+    def tone(rate: int) -> np.ndarray:
+        times = np.arange(3 * rate) / rate
+        return 0.3 * np.sin(2 * np.pi * 440 * times) * np.sin(2 * np.pi * 3 * times)
+
+    files = []
+    for rate, count in ((RATE_HZ, 1), (rate_hz, channels)):
+        files.append(tmp_path / f"{rate}-{count}.wav")
+        wavfile.write(files[-1], rate, np.stack([tone(rate)] * count, 1).astype(np.float32))
+    ours, theirs = (load_student(folder).predict(file) for file in files)
+    assert [one.emotion for one in ours] == [one.emotion for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        for emotion, share in one.probabilities.items():
+            assert other.probabilities[emotion] == pytest.approx(share, abs=0.05)
+
+
+def test_silence_has_no_emotion(folder: Path) -> None:
+    said = list(load_student(folder).listen([np.zeros(2 * RATE_HZ, np.float32)]))
+    assert [(one.emotion, one.probabilities) for one in said] == [(None, {})] * 2
+
+
+def test_what_cannot_be_heard_is_told_in_a_line_and_the_rest_is_answered(
+    folder: Path, speech: Path, tmp_path: Path
+) -> None:
+    tone = np.sin(np.arange(5 * RATE_HZ) / 10).astype(np.float32) / 2
+    wavfile.write(tmp_path / "short.wav", RATE_HZ, tone[: RATE_HZ // 10])
+    broken = tone.copy()
+    broken[40000] = np.nan
+    wavfile.write(tmp_path / "nan.wav", RATE_HZ, broken)
+    (tmp_path / "words.mp3").write_bytes(b"\x00these are words\n" * 100)
+    cv2.imwrite(str(tmp_path / "mute.png"), np.zeros((48, 64, 3), np.uint8))
+    told = {
+        "short.wav": "0.10 s of sound",
+        "nan.wav": "NaN",
+        "words.mp3": "FFmpeg cannot read it",
+        "mute.png": "no sound",
+        "nowhere.mp4": "cannot be opened",
+    }
+    for name, words in told.items():
+        done = run_alone(folder, "--json", tmp_path / name, speech)
+        assert done.returncode == 2
+        (line,) = [text for text in done.stderr.decode().splitlines() if "error" in text]
+        assert name in line
+        assert words in line
+        assert str(speech) in done.stdout.decode()
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no exported student.*jobs/export.py"):
+        load_student(tmp_path)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "model.onnx").write_text("words")
+    with pytest.raises(InputError, match="no exported student"):
+        load_student(tmp_path)
+
+
+def test_the_command_draws_a_picture_of_a_file(
+    folder: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["predict", "--student", str(folder), "--pictures", str(tmp_path), str(speech)])
+    assert (tmp_path / "speech.png").read_bytes().startswith(b"\x89PNG")
+    assert "from s" in capsys.readouterr().out
+
+
+def test_the_card_is_read_by_the_hub_and_says_that_the_run_is_not_finished(
+    exported: tuple[Path, Export],
+) -> None:
+    folder, found = exported
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "audio-classification"
+    (score,) = card.data.eval_results
+    assert score.metric_value == pytest.approx(found.uar, abs=1e-4)
+    assert "not the end of a run" in card.text
+    assert "AI Act" in card.text
+    assert str(folder.parent) not in card.text
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    run = write_run(tmp_path, kind="cnn", width=8, input="both")
+
+    def refused(kind: type[LiserError], words: str, **change: object) -> None:
+        asked = {"checkpoint": str(run), "output": str(tmp_path / "out")} | change
+        with pytest.raises(kind, match=words):
+            export.plan(ExportSpec.model_validate(asked))
+
+    refused(SpecError, "sees faces")
+    refused(CheckpointError, "`checkpoint`.*has no checkpoint", checkpoint=str(tmp_path))
+    refused(CheckpointError, "no student 'face_only'", student="face_only")
+    heard = write_run(tmp_path / "heard", kind="cnn", width=8)
+    refused(SpecError, "is not empty", checkpoint=str(heard), output=str(tmp_path))
