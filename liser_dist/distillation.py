@@ -47,10 +47,13 @@ def run(job: Plan) -> tuple[DistillResult, str]:
             summary = train(job, begun, desk, keeping, labelled)
         # With torch, which nobody needed before: the first step is the sooner for it.
         from liser_dist.checkpoints import load_checkpoint
-        from liser_dist.scoring import summarise
+        from liser_dist.scoring import answer_test, summarise
 
         checkpoint = load_checkpoint(summary.checkpoint)
-        result = summarise(job, summary, checkpoint, labelled, rejected)
+        answers = answer_test(job, checkpoint, summary.checkpoint, labelled.get("test", []))
+        result = summarise(job, summary, checkpoint, labelled, rejected, answers)
+        if answers.logits:
+            answers.write(begun.place)
         write_rejected(begun.place, checkpoint.ledger.ever_trained, rejected)
         place = write_result(begun.place, result)
         tracks.tell(result.numbers, result.steps)

@@ -72,21 +72,14 @@ def answer_student(student: Student, labelled: LabelledSet) -> NDArray[np.float3
     return np.concatenate(found)
 
 
-def score_teacher(
-    clips: Sequence[Example], name: str, emotions: Sequence[str], known: Sequence[bool]
-) -> Scores | None:
-    """A teacher on the labelled clips of which it said something; None when there is none."""
-    heard = [clip for clip in clips if getattr(clip, f"{name}_logits").size]
-    if not heard:
-        return None
-    found = logits_of(heard, name, known).argmax(axis=1)
-    return score(np.array([emotions.index(clip.emotion) for clip in heard]), found)
-
-
 def logits_of(clips: Sequence[Example], name: str, known: Sequence[bool]) -> NDArray[np.float32]:
-    """[clips, emotions] what a teacher said of each; -inf for emotions that it does not know."""
-    said = np.stack([getattr(clip, f"{name}_logits").astype(np.float32) for clip in clips])
-    return np.where(np.asarray(known), said, -np.inf)
+    """[clips, emotions] what a teacher said of each; -inf for emotions that it does not know.
+
+    NaN for a clip of which it said nothing.
+    """
+    nothing = np.full(len(known), np.nan, np.float32)
+    said = [getattr(clip, f"{name}_logits").astype(np.float32) for clip in clips]
+    return np.where(np.asarray(known), np.stack([s if s.size else nothing for s in said]), -np.inf)
 
 
 def score(labels: NDArray[np.int64], found: NDArray[np.int64]) -> Scores:

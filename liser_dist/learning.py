@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ from liser_dist import together
 from liser_dist.batches import TEACHERS, StudentBatch
 from liser_dist.checkpoints import Checkpoint
 from liser_dist.evaluation import LabelledSet, Scores, score_student
-from liser_dist.losses import ClassBalance, counts, doubts, student_loss
+from liser_dist.losses import ClassBalance, agreed, counts, doubts, student_loss
 from liser_dist.spec import DistillSpec, LossSpec
 from liser_dist.students import Student
 
@@ -112,16 +112,18 @@ class Arms(nn.Module):
 
     def forward(
         self, batch: StudentBatch, totals: Tensor, draw: torch.Generator, progress: float
-    ) -> Tensor:
-        """[arms] this worker's part of each student's loss."""
-        losses = []
+    ) -> tuple[Tensor, Tensor]:
+        """[arms] this worker's part of each student's loss; [2] see `agreed`, of the first arm."""
+        losses, same = [], torch.zeros(0)
         for arm, student in zip(self.arms, self, strict=True):
             seen = treated(arm, batch, draw)
             output = student.encode(seen.mel, seen.frames, seen.faces, seen.seen)
             projected = student.project(output.embedding)
             loss = arm.loss_at(progress)
             losses.append(student_loss(output, projected, seen, totals, self._balance[0], loss))
-        return torch.stack(losses)
+            if arm is self.arms[0]:
+                same = agreed(output.logits.detach(), batch, self._balance[0].known)
+        return torch.stack(losses), same
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class Step:
     """What came of a step, over all workers."""
 
     loss: Tensor  # [arms]
+    agreed: Mapping[str, float] = field(default_factory=dict)  # share of the clips of which a
+    # teacher said something, on which the first student says the same
 
 
 class Learner:
@@ -258,13 +262,14 @@ class Learner:
             self.device.type, torch.bfloat16, enabled=self.spec.train.precision == "bf16"
         )
         with precision:
-            losses = self.parallel(batch, totals, draw, progress)
+            losses, same = self.parallel(batch, totals, draw, progress)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over workers, while our parts add up.
         (losses.sum() * self.workers).backward()
         self._update(progress)
-        (total_loss,) = self._over_all_workers(losses.detach())
-        return Step(total_loss.cpu())
+        total_loss, total_same = self._over_all_workers(losses.detach(), same)
+        said = zip(TEACHERS, (total_same / totals[:2]).tolist(), totals.tolist(), strict=False)
+        return Step(total_loss.cpu(), {name: share for name, share, clips in said if clips})
 
     def _begin_second_losses(self, progress: float) -> None:
         """An arm that turns to another loss forgets the averages of the first one's gradients."""

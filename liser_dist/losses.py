@@ -201,6 +201,18 @@ def doubts(batch: StudentBatch, known: Tensor, spec: LossSpec) -> Tensor:
     return torch.stack([unsure.sum(), differ.sum()]).float()
 
 
+def agreed(logits: Tensor, batch: StudentBatch, known: Tensor) -> Tensor:
+    """[2] clips of this worker on which a student says what each teacher does.
+
+    `logits` [batch, emotions]: its own, of which those count that the teacher knows.
+    """
+    found = []
+    for position, said in enumerate(map(batch.teacher, TEACHERS)):
+        ours, theirs = (masked_softmax(one, known[position]) for one in (logits, said.logits))
+        found.append((said.given & (ours.argmax(dim=1) == theirs.argmax(dim=1))).sum())
+    return torch.stack(found).float()
+
+
 def student_loss(
     output: StudentOutput,
     projected: Mapping[str, Tensor],

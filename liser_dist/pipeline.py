@@ -38,9 +38,10 @@ from liser_dist.errors import CheckpointError, LiserError
 from liser_dist.records import Example, Provenance, Sample
 from liser_dist.shards import ShardVisit, read_samples
 from liser_dist.spec import DistillSpec
-from liser_dist.stages import Decode, Keeping, Teach, Windows
+from liser_dist.stages import Decode, Keeping, Teach
 from liser_dist.tables import to_examples, to_table
 from liser_dist.targets import StretchWriter, TargetStore, open_store
+from liser_dist.windows import Windows
 
 # Blocks are what Ray schedules, moves and splits: small ones keep the first batch near and the
 # object store empty, larger ones cost the scheduler less.

@@ -1,4 +1,4 @@
-"""The result of a run: what became of its clips, and its students and teachers on the test set."""
+"""The result of a run: what became of its clips, and what its students and teachers are worth."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
+
+from liser_dist.answers import Answers, Logits
 from liser_dist.batches import Batcher
 from liser_dist.checkpoints import Checkpoint, load_student
-from liser_dist.evaluation import LabelledSet, score_student, score_teacher
+from liser_dist.evaluation import LabelledSet, Scores, answer_student, logits_of, score
 from liser_dist.learning import DISTILLED
 from liser_dist.ledger import Rejection
 from liser_dist.planning import Plan
@@ -17,21 +20,38 @@ from liser_dist.results import ClipCounts, DistillResult, Seconds, StudentScores
 from liser_dist.train_job import Summary
 
 
+def answer_test(job: Plan, checkpoint: Checkpoint, place: str, test: Sequence[Example]) -> Answers:
+    """What the best of each kind of student, and the teachers, say of the test clips."""
+    logits: dict[str, Logits] = {}
+    if test and not job.spec.counts_clips:
+        labelled = LabelledSet.of(test, Batcher.of(job.spec))
+        for kind in checkpoint.best:
+            student, _ = load_student(place, kind)
+            logits[kind] = answer_student(student, labelled)
+    if test:
+        logits |= {
+            f"{name}_teacher": logits_of(test, name, facts.known)
+            for name, facts in job.teachers.items()
+            if any(facts.known)
+        }
+    bare = [Example(**clip.provenance(), **clip.labels()) for clip in test]
+    return Answers(bare, logits)
+
+
 def summarise(
     job: Plan,
     summary: Summary,
     checkpoint: Checkpoint,
     labelled: Mapping[str, list[Example]],
     rejected: Mapping[str, Sequence[Rejection]],
+    answers: Answers,
 ) -> DistillResult:
     """The result of a run, with the test set scored once."""
     spec, ledger = job.spec, checkpoint.ledger
     unsure, differing = checkpoint.state.get("doubts", [0] * 2)
-    test = labelled.get("test", [])
-    students = {
-        kind: score_kept(summary.checkpoint, kind, checkpoint, test) for kind in checkpoint.best
-    }
-    teachers = {name: score_heard(job, name, test) for name in job.teachers}
+    students = {kind: score_kept(summary.checkpoint, kind, checkpoint, answers)
+                for kind in checkpoint.best}  # fmt: skip
+    teachers = {name: score_heard(name, answers, spec.emotions) for name in job.teachers}
     now = time.time()
     return DistillResult(
         name=spec.name,
@@ -65,26 +85,27 @@ def summarise(
     )
 
 
-def score_kept(
-    place: str, kind: str, checkpoint: Checkpoint, test: Sequence[Example]
-) -> StudentScores:
+def score_kept(place: str, kind: str, checkpoint: Checkpoint, answers: Answers) -> StudentScores:
     rate = checkpoint.state["learning_rates"][kind]
     if checkpoint.spec.counts_clips:
         weights = sum(tensor.numel() for tensor in checkpoint.students.values())
         return StudentScores(params=weights, learning_rate=rate)
     student, _ = load_student(place, kind)
-    if not test:
-        return StudentScores(params=student.params, learning_rate=rate)
-    scores = score_student(student, LabelledSet.of(test, Batcher.of(checkpoint.spec)))
-    return StudentScores(
-        params=student.params,
-        learning_rate=rate,
-        uar=scores.uar,
-        war=scores.war,
-        macro_f1=scores.macro_f1,
-    )
+    scores = _scores_of(answers, kind, checkpoint.spec.emotions)
+    found = {} if scores is None else {n: getattr(scores, n) for n in ("uar", "war", "macro_f1")}
+    return StudentScores(params=student.params, learning_rate=rate, **found)
 
 
-def score_heard(job: Plan, name: str, test: Sequence[Example]) -> TeacherScores | None:
-    scores = score_teacher(test, name, job.spec.emotions, job.teachers[name].known)
+def score_heard(name: str, answers: Answers, emotions: Sequence[str]) -> TeacherScores | None:
+    scores = _scores_of(answers, f"{name}_teacher", emotions)
     return TeacherScores(**asdict(scores)) if scores is not None else None
+
+
+def _scores_of(answers: Answers, model: str, emotions: Sequence[str]) -> Scores | None:
+    """None where it said nothing."""
+    if model not in answers.logits:
+        return None
+    clips, logits = answers.of(model)
+    if not clips:
+        return None
+    return score(np.array([emotions.index(clip.emotion) for clip in clips]), logits.argmax(axis=1))

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -23,6 +23,7 @@ from liser_dist.records import Clip, Example, Sample, Targets, stable_hash
 from liser_dist.spec import ClipSpec, DistillSpec
 from liser_dist.tables import to_table
 from liser_dist.targets import TargetStore, labelled_view, stretches
+from liser_dist.windows import Windows
 
 if TYPE_CHECKING:
     from liser_dist.batches import Batcher
@@ -39,38 +40,6 @@ class Keeping:
 
     store: TargetStore
     writers: Sequence[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Where the windows of longer clips lie.
-
-    With a target store they are few, epochs take turns, and no run's seed is in them: other runs
-    read them too.
-    """
-
-    how: Literal["random", "even", "centred"]
-    count: int
-    seed: int | None
-
-    @classmethod
-    def of(cls, spec: DistillSpec, *, centred: bool) -> Windows:
-        shared = spec.targets.store is not None
-        count = spec.targets.windows if shared else spec.train.epochs
-        how = "centred" if centred else spec.clip.windows
-        return cls(how, count, None if shared else spec.seed)
-
-    def start_share(self, sample: Sample) -> float:
-        """0 at the clip's start, 1 at its end."""
-        window = sample.epoch % self.count
-        match self.how:
-            case "centred":
-                return 0.5
-            case "even":
-                return (window + 0.5) / self.count
-            case "random":
-                seed = "" if self.seed is None else f"{self.seed}/"
-                return stable_hash(f"{seed}{window}/{sample.key}") / 2**64
 
 
 class Decode:

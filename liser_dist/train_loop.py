@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -31,6 +32,7 @@ from liser_dist.errors import LiserError, StorageError
 from liser_dist.evaluation import LabelledSet
 from liser_dist.learning import DISTILLED, Learner, Step
 from liser_dist.ledger import Ledger
+from liser_dist.opinions import Floats, Opinions, said_of
 from liser_dist.pipeline import finish_keeping, ours_in
 from liser_dist.records import Example, Provenance
 from liser_dist.rejections import forget_after
@@ -53,6 +55,7 @@ class Message:
     """What a worker tells the others before a step."""
 
     rows: Sequence[Provenance]
+    said: Floats  # by both teachers of these rows: see `opinions.said_of`
     failure: LiserError | None  # its stream ended with this
     look_for_notices: bool  # the first worker's clock says so, for all
 
@@ -80,7 +83,7 @@ class TrainLoop:
         self.learner = make_learner(job, device)
         self.batcher = Batcher.of(self.spec, job.embeddings, job.first_clips)
         self.validation = LabelledSet.of(validation, self.batcher) if validation else None
-        self.ledger = Ledger()
+        self.ledger, self.opinions = Ledger(), Opinions(len(self.spec.emotions))
         self.teaching, self.taught = True, 0  # passes for which no store was read
         self.clock = Clock()
         self.notices = Clock()
@@ -107,6 +110,8 @@ class TrainLoop:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.learner.restore(checkpoint)
         self.ledger = checkpoint.ledger
+        if told := checkpoint.state.get("opinions"):  # an earlier version has none
+            self.opinions = Opinions.from_json(told)
         self.clock.restore(checkpoint.state["clock"])
         self.taught = checkpoint.state["taught"]
         if self.rank == 0:
@@ -172,7 +177,9 @@ class TrainLoop:
         mine = [row for row, is_new in zip(rows, new[first : first + len(rows)], strict=True)
                 if is_new]  # fmt: skip
         step = self._learn([row for row in mine if not row.rejected])
-        self.ledger.enter(row for row, is_new in zip(gathered, new, strict=True) if is_new)
+        entered = [row for row, is_new in zip(gathered, new, strict=True) if is_new]
+        self.ledger.enter(entered)
+        self.opinions.enter(entered, np.concatenate([message.said for message in told])[new])
         self.taught += sum(new) if self.teaching else 0
         require_within(self.spec.budget, self.ledger, at_the_end=False)
         self._after(step, look_for_notices=told[0].look_for_notices)
@@ -192,7 +199,8 @@ class TrainLoop:
     def _tell(self, rows: Sequence[Example], failure: LiserError | None) -> list[Message]:
         """What all workers have for this step, in the order of their ranks; no clip's content."""
         bare = [Provenance(**row.provenance()) for row in rows]
-        message = Message(bare, failure, self.notices.due(NOTICE_EVERY_S))
+        said = said_of(rows, self.job.known)
+        message = Message(bare, said, failure, self.notices.due(NOTICE_EVERY_S))
         return gather(message)
 
     def _learn(self, rows: Sequence[Example]) -> Step:
@@ -275,17 +283,27 @@ class TrainLoop:
                 students=self.learner.tensors(),
                 best=self.learner.best or self.learner.newest(),
                 optimizer=self.learner.optimizer.state_dict(),
-                state=self.learner.facts() | {"clock": self.clock.facts(), "taught": self.taught},
+                state=self.learner.facts() | self._facts(),
                 ledger=self.ledger,
             ),
             then=self.curves.upload if self.curves is not None else lambda: None,
         )
+
+    def _facts(self) -> dict[str, Any]:
+        """What else a checkpoint holds, as JSON."""
+        return {
+            "clock": self.clock.facts(),
+            "taught": self.taught,
+            "opinions": self.opinions.to_json(),
+        }
 
     def _show(self, step: Step) -> None:
         if self.curves is not None:
             for position, arm in enumerate(self.learner.arms):
                 name = f"train/{arm.kind}_{arm.learning_rate:g}_loss"
                 self.curves.add(name, float(step.loss[position]), self.learner.steps)
+            for name, share in step.agreed.items():
+                self.curves.add(f"train/agrees_with_{name}", share, self.learner.steps)
         if self.clock.due(PROGRESS_EVERY_S) or self.progress == 1.0:
             self._report(float(step.loss[0]))
 
