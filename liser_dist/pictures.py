@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+SMALL = (4.6, 3.4)  # inches
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
 
 
@@ -31,7 +33,7 @@ def draw_shares(bars: Mapping[str, Mapping[str, float]], title: str, unit: str, 
     axes.set_xlabel(unit)
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.25), frameon=False)
+    figure.legend(ncols=4, loc="outside lower center").set_frame_on(False)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
 
@@ -89,4 +91,48 @@ def draw_bands(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center").set_frame_on(False)
     figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+def draw_curves(
+    curves: Mapping[str, NDArray[np.float64]], title: str, across: str, up: str, file: Path
+) -> None:
+    """A line for each name, through points [n, 2]; small, to stand beside others."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=SMALL, layout="constrained")
+    for (name, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+        axes.plot(*points.T, color=colour, label=name, marker="o" if len(points) < 20 else None)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2).set_frame_on(False)
+    figure.savefig(file)
+    pyplot.close(figure)
+
+
+def draw_reliability(found: Mapping[str, NDArray[np.float64]], title: str, file: Path) -> None:
+    """How often a model is right, against how sure it was: bins [n, 2], for each name."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=SMALL, layout="constrained")
+    axes.plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)
+    for (name, points), colour in zip(found.items(), cycle(COLOURS), strict=False):
+        axes.plot(*points.T, color=colour, label=name, marker="o")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("how sure it was")
+    axes.set_ylabel("share that was right")
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2).set_frame_on(False)
+    figure.savefig(file)
     pyplot.close(figure)

@@ -1,0 +1,147 @@
+"""The page of a run, of two runs side by side, of a study or of a benchmark: one HTML file.
+
+It needs nothing beside it, and asks nobody for anything: pictures, sound and faces are in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+
+from liser_dist import storage
+from liser_dist.errors import SpecError
+from liser_dist.run_facts import read_run
+from liser_dist.run_page import cells_of, duration, percent, sections_of
+from liser_dist.runs import RESULT
+
+DISPUTES = 12  # clips shown of a run
+BENCHMARKS = ("benchmark.json", "simulate.json", "faults.json")
+
+
+def kind_of(place: str) -> str:
+    """run, study or benchmark. Raises SpecError."""
+    files = {
+        name for name in ("shards.json", "study.parquet", *BENCHMARKS, RESULT)
+        if storage.exists(storage.join(place, name))
+    }  # fmt: skip
+    if files & set(BENCHMARKS):
+        return "benchmark"
+    if "study.parquet" in files:
+        return "study"
+    if "shards.json" in files and not _is_study(place):
+        return "run"
+    raise SpecError(
+        f"{place} is neither a run, nor a finished study, nor a benchmark: give the folder of its "
+        "result.json, study.parquet or benchmark.json"
+    )
+
+
+def _is_study(place: str) -> bool:
+    return "study" in json.loads(storage.read_bytes(storage.join(place, "spec.json")))
+
+
+def write_report(places: Sequence[str], disputes: int = DISPUTES, output: str | None = None) -> str:
+    """Returns where the page is: in the folder of the first, when no file is given.
+
+    Raises LiserError: a place holds nothing that a page can be made of.
+    """
+    kinds = [kind_of(place) for place in places]
+    if len(places) > 1 and set(kinds) != {"run"}:
+        raise SpecError(f"only runs can be shown side by side, not a {' and a '.join(kinds)}")
+    match kinds[0]:
+        case "run":
+            page = sections_of([read_run(place) for place in places], disputes)
+        case "study":
+            page = study_page(places[0])
+        case _:
+            page = benchmark_page(places[0])
+    content = render(kinds[0], page)
+    where = output or storage.join(places[0], "report.html" if len(places) == 1 else "beside.html")
+    storage.write_bytes(where, content.encode())
+    return where
+
+
+def render(kind: str, page: dict[str, Any]) -> str:
+    pages = Environment(
+        loader=PackageLoader("liser_dist"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return pages.get_template("run.html" if kind == "run" else "tables.html").render(
+        page, percent=percent, duration=duration, made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    )
+
+
+# ---------------------------------------------------------------- studies and benchmarks
+
+
+def study_page(place: str) -> dict[str, Any]:
+    from liser_dist import study_report, svg
+
+    found = study_report.StudyResult.model_validate_json(_read(place, RESULT))
+    return {
+        "title": f"{found.name}, a study",
+        "about": f"{found.cells} cells, {found.test_speakers} speakers whose labels nobody knew, "
+        f"{duration(found.seconds)}; {found.corpus} corpus",
+        "tables": cells_of([study_report.table_of(found), study_report.gains_of(found.gains)]),
+        "pictures": [svg.inline(partial(study_report.draw, found))],
+        "spec": _spec_of(place),
+    }
+
+
+def benchmark_page(place: str) -> dict[str, Any]:
+    from liser_dist import fault_report, simulation, speed, svg
+    from liser_dist.faults import FaultRow
+    from liser_dist.memory import MemoryRow
+
+    tables: list[Table] = []
+    pictures: list[Markup] = []
+    if content := _read(place, "benchmark.json"):
+        found = speed.SpeedReport.model_validate_json(content)
+        tables.append(speed.table_of(found.ratios))
+        pictures.append(svg.inline(partial(speed.draw, found)))
+    if rows := _rows(place, "simulate.json"):
+        tables.append(simulation.table_of([simulation.SimulationRow(**row) for row in rows]))
+    if rows := _rows(place, "faults.json"):
+        tables.append(fault_report.fault_table([FaultRow(**row) for row in rows]))
+    for row in _rows(place, "damage.json"):
+        tables.append(_as_table(row, "damaged clips among good ones"))
+    if rows := _rows(place, "memory.json"):
+        tables.append(fault_report.memory_table([MemoryRow(**row) for row in rows]))
+    return {
+        "title": f"{place.rstrip('/').rpartition('/')[2]}, a benchmark",
+        "about": place,
+        "tables": cells_of(tables),
+        "pictures": pictures,
+        "spec": "",
+    }
+
+
+def _as_table(row: dict[str, Any], title: str) -> Table:
+    table = Table("", "", title=title)
+    for name, value in row.items():
+        table.add_row(name.replace("_", " "), str(value))
+    return table
+
+
+def _read(place: str, name: str) -> bytes:
+    """Empty where there is no such file."""
+    file = storage.join(place, name)
+    return storage.read_bytes(file) if storage.exists(file) else b""
+
+
+def _rows(place: str, name: str) -> list[dict[str, Any]]:
+    content = _read(place, name)
+    return json.loads(content) if content else []
+
+
+def _spec_of(place: str) -> str:
+    content = _read(place, "spec.json")
+    return yaml.safe_dump(json.loads(content), sort_keys=False) if content else ""
