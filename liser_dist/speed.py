@@ -126,9 +126,7 @@ def run_job(spec: DistillSpec, folder: Path, cluster: LocalCluster | None) -> Jo
 
 def read_steps(run: Path, batch: int) -> list[tuple[float, int]]:
     """A run's steps from its TensorBoard files."""
-    from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
-        event_accumulator,
-    )
+    from tensorboard.backend.event_processing import event_accumulator
 
     events = event_accumulator.EventAccumulator(
         str(run / "tensorboard"), size_guidance={"scalars": 0}

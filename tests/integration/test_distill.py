@@ -104,30 +104,6 @@ def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a
     assert [path for path, content in left.items() if any(key in content for key in keys)] == []
 
 
-def test_hostile_clips_cost_themselves_alone(
-    job: Job, shared: Path, films: list[bytes], tmp_path: Path
-) -> None:
-    hostile = sorted((shared / "clips" / "hostile").iterdir())
-    samples = [(f"good-{n:02d}", film, {}) for n, film in enumerate(films)]
-    for place, path in enumerate(hostile):
-        samples.insert(2 * place + 1, (path.stem, path.read_bytes(), {}))
-    place = str(tmp_path / "shards")
-    write_shards(samples, place, clips_per_shard=20)
-    done = job(data={"unlabelled": place})
-    assert done.code == 0, done.err
-    rejected = pq.read_table(done.place / "rejected.parquet").to_pylist()
-    reasons = {row["key"]: row["reason"] for row in rejected}
-    bad = {"crash_0", "crash_1", "crash_2", "crash_3", "empty", "garbage", "html", "noaudio",
-           "novideo", "trunc_faststart"}  # fmt: skip
-    assert set(reasons) == bad
-    assert all(row["shard"].startswith(place) for row in rejected)
-    assert reasons["empty"] == "empty"
-    assert reasons["noaudio"] == "no_audio"
-    clips = done.result["clips"]
-    assert (clips["total"], clips["rejected"]) == (len(samples), len(bad))
-    assert max(map(len, (done.out + done.err).splitlines())) < 2000
-
-
 def test_a_damaged_later_shard_is_trained_up_to_the_damage_also_where_no_target_can_be_kept(
     job: Job, films: list[bytes], tmp_path: Path
 ) -> None:

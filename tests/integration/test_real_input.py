@@ -1,4 +1,4 @@
-"""Real clips on a real S3 server, a real face net, a Hugging Face folder: to the end."""
+"""Real clips and hostile ones on a real S3 server, a real face net: to the end, and out of it."""
 
 import io
 import subprocess
@@ -17,9 +17,12 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
+from liser_dist import export, load_student
 from liser_dist.decode import decode_clip
+from liser_dist.export_spec import ExportSpec
 from liser_dist.fields import EMOTIONS
 from liser_dist.records import Sample
+from liser_dist.report import write_report
 from liser_dist.shards import write_shards
 from liser_dist.spec import ClipSpec
 from liser_dist.teacher_spec import OnnxTeacher
@@ -93,7 +96,13 @@ def test_the_face_teacher_sees_a_neutral_face_begin_to_smile(
     assert seen[-1] == "happy"
 
 
-def test_real_clips_on_s3_run_to_the_end(
+HOSTILE = {
+    "crash_0", "crash_1", "crash_2", "crash_3", "empty", "garbage", "html", "noaudio", "novideo",
+    "trunc_faststart",
+}  # fmt: skip
+
+
+def test_real_clips_on_s3_become_a_student_and_a_page_and_hostile_ones_cost_themselves_alone(
     ray_cluster: dict[str, str],
     s3: dict[str, str],
     s3_from_here: None,
@@ -104,6 +113,8 @@ def test_real_clips_on_s3_run_to_the_end(
 ) -> None:
     samples = [(f"{n}-{Path(name).stem}", clip, {}) for n in range(3)
                for name, clip in real_clips.items()]  # fmt: skip
+    for place, path in enumerate(sorted((shared / "clips" / "hostile").iterdir())):
+        samples.insert(2 * place + 1, (path.stem, path.read_bytes(), {}))
     write_shards(iter(samples), "s3://bucket/real", clips_per_shard=8)
     speech = tmp_path / "speech"
     config = Wav2Vec2Config(
@@ -139,6 +150,28 @@ def test_real_clips_on_s3_run_to_the_end(
     last = done.out.strip().splitlines()[-1]
     assert last == "s3://bucket/runs/small/001/result.json"
     files = s3fs.S3FileSystem()
-    with files.open(last.replace("result.json", "rejected.parquet")) as rejected:
-        assert pq.read_table(rejected).to_pylist() == []
-    assert b'"trained": 21' in files.cat(last)
+    with files.open(last.replace("result.json", "rejected.parquet")) as table:
+        rejected = pq.read_table(table).to_pylist()
+    reasons = {row["key"]: row["reason"] for row in rejected}
+    assert set(reasons) == HOSTILE
+    assert all(row["shard"].startswith("s3://bucket/real") for row in rejected)
+    assert (reasons["empty"], reasons["noaudio"]) == ("empty", "no_audio")
+    assert f'"trained": {len(samples) - len(HOSTILE)}'.encode() in files.cat(last)
+    assert max(map(len, (done.out + done.err).splitlines())) < 2000
+
+    run = "s3://bucket/runs/small/001"
+    page = files.cat(write_report([run])).decode()
+    assert "<td>crashed</td>" in page
+    assert page.count("<video") == 12
+    found, place = export.run(
+        export.plan(ExportSpec(checkpoint=run, output="s3://bucket/exported", clips=10))
+    )
+    assert place == "s3://bucket/exported/export.json"
+    assert found.parity_max_abs < 1e-4
+    assert found.finished
+    assert found.uar is None  # there is no test set
+    teachers = found.footprints["speech teacher"], found.footprints["face teacher"]
+    assert teachers[1].size_bytes > 1e6
+    assert all(one.memory_bytes > found.footprints["model.onnx"].memory_bytes for one in teachers)
+    files.get("s3://bucket/exported", str(tmp_path / "exported"), recursive=True)
+    assert load_student(tmp_path / "exported").predict(shared / "clips" / "obama_speech.mp4")
