@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="where a PNG of each file is to go"
     )
-    asked = predict.parse(parser, arguments)
+    asked = parser.parse_args(arguments)
     use = partial(draw, asked.pictures, asked.hop_s) if asked.pictures else predict.forget
-    sys.exit(predict.answer(asked, asked.student, use))
+    sys.exit(predict.main(asked, asked.student, use))
 
 
 def draw(folder: Path, hop_s: float, name: str, answers: Iterable[Answer]) -> None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import requires
 from itertools import islice
@@ -43,8 +44,8 @@ from liser_dist.predict import ExportedStudent
 from liser_dist.records import Clip, Example, Sample, to_floats
 from liser_dist.results import DistillResult
 from liser_dist.runs import RESULT
-from liser_dist.shards import Shard, ShardVisit, find_shards, read_samples
-from liser_dist.spec import DistillSpec
+from liser_dist.shards import Shard, ShardVisit, find_shards, read_samples, shard_order
+from liser_dist.spec import ClipSpec, DistillSpec
 from liser_dist.students import Student
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 FORMAT = 1
 SHORTEST_S, LONGEST_S = 0.5, 30.0  # of the sound that ONNX and torch are compared on
-SCORED_AT_ONCE = 256
+LEAST_OF_A_SHARD = 8  # clips
 _NEEDED = ("onnxruntime", "numpy", "av")  # by predict.py
 
 
@@ -118,7 +119,7 @@ def _result_of(checkpoint: str) -> DistillResult | None:
 
 def run(asked: ExportPlan) -> tuple[Export, str]:
     """Returns what was found, and the place where it was written. Raises LiserError."""
-    clips = list(islice(read_clips(asked, "clips"), asked.spec.clips))
+    clips = list(islice(read_clips(asked), asked.spec.clips))
     if not clips:
         raise SpecError("`data.clips`: not one of the clips can be heard: give other shards")
     with tempfile.TemporaryDirectory(prefix="liser-export-") as name:
@@ -128,8 +129,7 @@ def run(asked: ExportPlan) -> tuple[Export, str]:
         logger.info("comparing ONNX with torch, and scoring both")
         stretches = list(stretches_of(clips, asked.spec.clips, asked.job.clip.sample_rate_hz))
         parity, int8_parity = compare(asked.student, (student, small), stretches)
-        labelled = list(read_clips(asked, "labelled"))
-        scores, int8_scores = (score(asked, net, labelled) for net in (student, small))
+        scores, int8_scores = score(asked, (student, small))
         logger.info("measuring how fast each is")
         footprints = measure(asked, folder, clips)
         found = Export(
@@ -162,19 +162,35 @@ def run(asked: ExportPlan) -> tuple[Export, str]:
 # ---------------------------------------------------------------- clips
 
 
-def read_clips(asked: ExportPlan, name: str) -> Iterator[Clip]:
-    """The middle window of each clip, as a run's labelled ones; bad ones are left out."""
-    emotions = asked.job.emotions
-    with ClipDecoder(asked.job.clip) as decoder:
-        samples = ((sample, 0.5) for sample in _samples(asked, name))
-        for clip in decoder.decode_all(samples):
-            if not clip.rejected and (name != "labelled" or clip.emotion in emotions):
+def read_clips(asked: ExportPlan) -> Iterator[Clip]:
+    """To calibrate and compare by: some of each shard, the first shards being drawn."""
+    shards = asked.shards["clips"]
+    of_each = max(LEAST_OF_A_SHARD, math.ceil(asked.spec.clips / len(shards)))
+    samples = (
+        sample
+        for visit in shard_order(shards, 1, asked.job.seed)
+        for sample in islice(read_samples(visit, labelled=False), of_each)
+    )
+    return decoded(samples, asked.job.clip)
+
+
+def read_labelled(asked: ExportPlan) -> Iterator[Clip]:
+    """To score on: all whose emotion is one of the job's. Of their faces one is enough."""
+    samples = (
+        sample
+        for shard in asked.shards.get("labelled", ())
+        for sample in read_samples(ShardVisit(0, shard.place))
+        if sample.emotion in asked.job.emotions
+    )
+    return decoded(samples, asked.job.clip.model_copy(update={"faces": 1}))
+
+
+def decoded(samples: Iterable[Sample], spec: ClipSpec) -> Iterator[Clip]:
+    """The middle window of each, as of a run's labelled clips; bad ones are left out."""
+    with ClipDecoder(spec) as decoder:
+        for clip in decoder.decode_all((sample, 0.5) for sample in samples):
+            if not clip.rejected:
                 yield clip
-
-
-def _samples(asked: ExportPlan, name: str) -> Iterator[Sample]:
-    for shard in asked.shards.get(name, ()):
-        yield from read_samples(ShardVisit(0, shard.place), labelled=name == "labelled")
 
 
 def stretches_of(clips: Sequence[Clip], count: int, rate_hz: int) -> Iterator[Floats]:
@@ -247,13 +263,19 @@ def compare(
     return worst
 
 
-def score(asked: ExportPlan, net: ExportedStudent, clips: Sequence[Clip]) -> Scored | None:
-    if not clips:
-        return None
-    shares = np.concatenate([net.infer(to_floats(clip.waveform)[None])[0] for clip in clips])
-    examples = [Example(**clip.provenance(), **clip.labels()) for clip in clips]
-    logits = np.log(shares.clip(1e-12))
-    return assess(examples, logits, asked.job.emotions, {}, asked.spec.resamples)
+def score(asked: ExportPlan, nets: Sequence[ExportedStudent]) -> list[Scored | None]:
+    """Of each, on the labelled clips; None without any."""
+    examples: list[Example] = []
+    shares: list[list[Floats]] = [[] for _ in nets]
+    for clip in read_labelled(asked):
+        examples.append(Example(**clip.provenance(), **clip.labels()))
+        for net, found in zip(nets, shares, strict=True):
+            found.append(net.infer(to_floats(clip.waveform)[None])[0])
+    if not examples:
+        return [None] * len(nets)
+    logits = [np.log(np.concatenate(found).clip(1e-12)) for found in shares]
+    emotions, resamples = asked.job.emotions, asked.spec.resamples
+    return [assess(examples, one, emotions, {}, resamples) for one in logits]
 
 
 def measure(asked: ExportPlan, folder: Path, clips: Sequence[Clip]) -> dict[str, Footprint]:

@@ -39,6 +39,8 @@ def tables_of(found: Export) -> list[Table]:
         "", "parameters", "bytes", "load", "real-time factor", "99 %", "memory",
         title=f"{found.name}: on one core, a window every second",
     )  # fmt: skip
+    for column in sizes.columns[1:]:
+        column.justify = "right"
     for name, one in found.footprints.items():
         sizes.add_row(
             name,
@@ -49,7 +51,7 @@ def tables_of(found: Export) -> list[Table]:
             f"{one.p99_ms:.1f} ms",
             f"{one.memory_bytes / 1e6:.0f} MB",
         )
-    sizes.add_row("of it the front end", "", f"{found.front_bytes:,}", "", "", "", "")
+    sizes.add_row("the log-mel within either", "", f"{found.front_bytes:,}", "", "", "", "")
     for name, params, size_bytes, _ in PUBLISHED:
         if params:
             sizes.add_row(f"{name}, as published", params, size_bytes, "", "", "", "")

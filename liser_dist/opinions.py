@@ -35,17 +35,20 @@ class Dispute:
 def said_of(rows: Sequence[Example], known: Sequence[Sequence[bool]]) -> Floats:
     """[rows, 2, emotions] what each teacher said of clips: probabilities of what both know.
 
-    They add up to the share that the teacher gave to emotions of the job; NaN where it said
-    nothing. `known` [2, emotions].
+    They add up to the share that the teacher gave to emotions of the job; NaN where one of the two
+    said nothing. `known` [2, emotions].
     """
     both = np.asarray(known).all(axis=0)
-    said = np.full((len(rows), 2, both.size), np.nan, np.float32)
+    logits = np.full((len(rows), len(TEACHERS), both.size), np.nan, np.float32)
+    kept = np.zeros((len(rows), len(TEACHERS), 1), np.float32)
+    if not both.any():
+        return logits
     for row, example in enumerate(rows):
-        for place, name in enumerate(TEACHERS):
-            logits = getattr(example, f"{name}_logits").astype(np.float32)
-            if logits.size and both.any():
-                powers = np.exp(logits - logits[both].max()) * both
-                said[row, place] = powers / powers.sum() * getattr(example, f"{name}_kept")
+        if example.speech_logits.size and example.face_logits.size:
+            logits[row] = example.speech_logits, example.face_logits
+            kept[row, :, 0] = example.speech_kept, example.face_kept
+    powers = np.exp(logits - logits[:, :, both].max(axis=2, keepdims=True)) * both
+    said: Floats = powers / powers.sum(axis=2, keepdims=True) * kept
     return said
 
 

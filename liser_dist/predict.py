@@ -144,7 +144,7 @@ def read_file(file: str | Path, rate_hz: int) -> Iterator[Floats]:
                     "%s: sound of %d Hz, and the student learned from %d Hz: it misses what is "
                     "above %d Hz", file, sound.rate, rate_hz, sound.rate // 2,
                 )  # fmt: skip
-            resampler = av.AudioResampler("flt", "mono", rate_hz)
+            resampler = av.AudioResampler("flt", "mono", rate_hz, frame_size=rate_hz // 2)
             for frame in chain(media.decode(sound), [None]):  # None: what it still holds
                 for piece in resampler.resample(frame):
                     yield piece.to_ndarray()[0]
@@ -166,16 +166,9 @@ def read_pcm(stream: IO[bytes], rate_hz: int) -> Iterator[Floats]:
 # ---------------------------------------------------------------- the command
 
 
-def forget(_: str, answers: Iterable[Answer]) -> None:
-    """They were shown, and are of no further use."""
-    deque(answers, maxlen=0)
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="audio or video")
-    parser.add_argument(
-        "--stream", action="store_true", help="PCM from stdin: s16le, mono, at the student's rate"
-    )
+    parser.add_argument("--stream", action="store_true", help="s16le from stdin, mono, 16 kHz")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each window")
     parser.add_argument("--hop-s", type=float, default=HOP_S, help="seconds from window to window")
     parser.add_argument("--int8", action="store_true", help="the smaller of the two models")
@@ -202,55 +195,40 @@ def shown(
         yield one
 
 
-def answer(asked: argparse.Namespace, folder: str | Path, use: Use = forget) -> int:
+def forget(_: str, answers: Iterable[Answer]) -> None:
+    """They were shown, and are of no further use."""
+    deque(answers, maxlen=0)
+
+
+def main(asked: argparse.Namespace, folder: str | Path, use: Use = forget) -> int:
     """Answers each file, or the pipe, and hands on what was shown; returns the exit status."""
     imported_s = time.perf_counter() - _STARTED_S
+    status = 0
     try:
+        if bool(asked.files) == asked.stream:
+            raise InputError("give files, or --stream")
         student = ExportedStudent(folder, asked.int8)
         loaded_s = time.perf_counter() - _STARTED_S - imported_s
         print(f"imports {imported_s:.2f} s, model {loaded_s:.2f} s", file=sys.stderr)
-        sounds = [(file, read_file(file, student.rate_hz)) for file in asked.files]
-        if asked.stream:
-            sounds = [("stream", read_pcm(sys.stdin.buffer, student.rate_hz))]
-        return max([_answer_one(student, asked, name, sound, use) for name, sound in sounds])
+        for name in asked.files or ["stream"]:
+            piped = read_pcm(sys.stdin.buffer, student.rate_hz) if asked.stream else None
+            answers = student.listen(piped or read_file(name, student.rate_hz), asked.hop_s)
+            try:
+                use(name, shown(answers, name, student.emotions, asked.json))
+            except InputError as error:  # the next file may be better
+                print(f"error: {name}: {error}", file=sys.stderr)
+                status = EXIT_USER_MISTAKE
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_MISTAKE
+        status = EXIT_USER_MISTAKE
     except KeyboardInterrupt:
-        return 0
+        pass
     except BrokenPipeError:  # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _answer_one(
-    student: ExportedStudent,
-    asked: argparse.Namespace,
-    name: str,
-    sound: Iterable[Floats],
-    use: Use,
-) -> int:
-    answers = student.listen(sound, asked.hop_s)
-    try:
-        use(name, shown(answers, name, student.emotions, asked.json))
-    except InputError as error:
-        print(f"error: {name}: {error}", file=sys.stderr)
-        return EXIT_USER_MISTAKE
-    return 0
-
-
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    asked = parser.parse_args(arguments)
-    if bool(asked.files) == asked.stream:
-        parser.error("give files, or --stream")
-    return asked
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Emotions over time, of what is said.")
-    add_options(parser)
-    return answer(parse(parser, arguments), Path(__file__).parent)
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = argparse.ArgumentParser(description="Emotions over time, of what is said.")
+    add_options(options)
+    sys.exit(main(options.parse_args(), Path(__file__).parent))

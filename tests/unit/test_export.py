@@ -145,7 +145,7 @@ def test_it_is_scored_as_a_run_scores_it(exported: tuple[Path, Export]) -> None:
     plan = export.plan(asked)
     examples = [
         Example(**clip.provenance(), **clip.labels(), waveform=clip.waveform)
-        for clip in export.read_clips(plan, "labelled")
+        for clip in export.read_labelled(plan)
     ]
     expected = score_student(plan.student, LabelledSet.of(examples, Batcher.of(plan.job)))
     assert (found.uar, len(examples)) == (pytest.approx(expected.uar), expected.clips)
