@@ -6,9 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from liser_dist.answers import Answers
+from liser_dist.evaluation import score
+from liser_dist.fields import EMOTIONS
 from liser_dist.local_cluster import LocalCluster
 from liser_dist.shards import write_shards
 from tests.integration.conftest import BIN, ROOT, Finished, Job, same
@@ -40,6 +44,13 @@ def test_workers_with_uneven_tails_end_with_a_result_that_accounts_for_every_cli
     assert len({(mark["epoch"], mark["shard"]) for mark in marks}) == 9
     for scores in (result["student"], result["label_only"], result["speech_teacher"]):
         assert 0 <= scores["uar"] <= 1
+    answers = Answers.read(str(done.place))
+    assert answers is not None
+    assert set(answers.logits) == {"distilled", "labels_only", "speech_teacher", "face_teacher"}
+    assert len(answers.clips) == 6
+    emotions = [list(EMOTIONS).index(clip.emotion) for clip in answers.clips]
+    uar = score(np.array(emotions), answers.logits["distilled"].argmax(axis=1)).uar
+    assert uar == pytest.approx(result["student"]["uar"])
     assert result["student"]["params"] == result["label_only"]["params"] > 1000
     assert result["seconds"]["to_first_step"] < result["seconds"]["total"]
     assert list(done.place.glob("tensorboard/events*"))

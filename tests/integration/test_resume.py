@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from liser_dist.checkpoints import load_checkpoint
@@ -29,8 +30,10 @@ def test_the_weights_are_those_of_a_job_that_nobody_killed(killed: Kill, job: Jo
     undisturbed = job(**change, name="undisturbed")
     assert undisturbed.code == 0, undisturbed.err
     assert same(again.weights, undisturbed.weights)
-    one, two = (load_checkpoint(done.result["checkpoint"]).best for done in (again, undisturbed))
-    assert same(one["distilled"], two["distilled"])
+    one, two = (load_checkpoint(done.result["checkpoint"]) for done in (again, undisturbed))
+    assert same(one.best["distilled"], two.best["distilled"])
+    assert one.state["opinions"] == two.state["opinions"]
+    assert np.sum(two.state["opinions"]["counts"]) == 3 * 29  # mock teachers hear and see all
 
 
 def test_what_does_not_belong_to_a_run_is_refused_and_what_broke_is_passed_over(
