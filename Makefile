@@ -18,7 +18,7 @@ demo-controls: $(READY)
 # Unit tests side by side, a file to a core; the others share one Ray.
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest --durations=12 tests/integration
 
 lint: $(READY)
 	$(BIN)/ruff check .

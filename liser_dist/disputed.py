@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from liser_dist.encoding import Encoding, encode_film
-from liser_dist.errors import LiserError, StorageError
+from liser_dist.errors import LiserError, MissingError, ShardError
 from liser_dist.guard import ClipDecoder
 from liser_dist.opinions import Dispute
 from liser_dist.records import Clip, Sample
@@ -20,12 +21,11 @@ from liser_dist.run_facts import RunFacts
 from liser_dist.shards import ShardVisit, read_samples
 from liser_dist.teacher_spec import StudentTeacher
 from liser_dist.teachers import StudentModel, softmax
-from liser_dist.windows import Windows
 
 logger = logging.getLogger(__name__)
 
 FILM_PX, STRIP_PX = 160, 64
-SOUND_BITS_S = 32_000
+SOUND_HZ, SOUND_BITS_S, SHOWN_S = 16000, 32_000, 10.0
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]
 Pixels = NDArray[np.uint8]
 
@@ -49,34 +49,47 @@ class Shown:
 
 
 def show_disputes(run: RunFacts, most: int) -> list[Shown]:
-    """Those of the greatest differences. Their shards are read once more."""
+    """Those of the greatest differences. Their shards are read once more, where they can be."""
     disputes = run.opinions.disputes[:most]
     clips = {}
-    with ClipDecoder(run.spec.clip) as decoder:
-        windows = Windows.of(run.spec, centred=False)
-        for sample in _samples(disputes):
-            clip = decoder.decode(sample, windows.start_share(sample))
-            if not clip.rejected:
-                clips[clip.shard, clip.index] = clip
-    student = _student_of(run)
+    try:
+        for clip in _decode(run, disputes):
+            clips[clip.shard, clip.index] = clip
+    except LiserError as error:
+        logger.warning("clips on which the teachers differ are not shown: %s", error)
+    student = _student_of(run) if clips else None
     rate = run.spec.clip.sample_rate_hz
     return [_shown(one, clips.get((one.shard, one.index)), student, rate) for one in disputes]
 
 
-def _samples(disputes: Sequence[Dispute]) -> Iterator[Sample]:
+def _decode(run: RunFacts, disputes: Sequence[Dispute]) -> Iterator[Clip]:
     """Shard by shard, no further than to the last that is wanted."""
-    wanted: dict[str, dict[int, int]] = {}
+    wanted: dict[str, dict[int, Dispute]] = {}
     for one in disputes:
-        wanted.setdefault(one.shard, {})[one.index] = one.epoch
-    for shard, epochs in wanted.items():
-        try:
-            for sample in read_samples(ShardVisit(0, shard), labelled=False):
-                if sample.index in epochs:
-                    yield replace(sample, epoch=epochs[sample.index])
-                if sample.index >= max(epochs):
-                    break
-        except StorageError as error:
-            logger.warning("its clips are not shown: %s", error)
+        wanted.setdefault(one.shard, {})[one.index] = one
+    if not wanted:
+        return
+    with ClipDecoder(run.spec.clip) as decoder:
+        for shard, by_index in wanted.items():
+            for sample, one in _samples(run, shard, by_index):
+                clip = decoder.decode(sample, one.start_share)
+                if not clip.rejected:
+                    yield clip
+
+
+def _samples(
+    run: RunFacts, shard: str, wanted: Mapping[int, Dispute]
+) -> Iterator[tuple[Sample, Dispute]]:
+    """Of a shard that is as it was when the run began."""
+    try:
+        for sample in read_samples(ShardVisit(0, shard, run.versions.get(shard, "")), False):
+            one = wanted.get(sample.index)
+            if one is not None and one.key == sample.key:
+                yield sample, one
+            if sample.index >= max(wanted):
+                return
+    except (MissingError, ShardError) as error:  # the next may be there
+        logger.warning("its clips are not shown: %s", error)
 
 
 def _student_of(run: RunFacts) -> StudentModel | None:
@@ -107,15 +120,24 @@ def _shown(
 
 
 def film_of(clip: Clip, rate_hz: int) -> bytes:
-    """An mp4 of the face crops, each as long as it stands for, with the sound of the window."""
-    frames = [cv2.resize(face, (FILM_PX, FILM_PX)) for face in clip.faces]
-    length_s = len(clip.waveform) / rate_hz
-    times_s = [length_s * n / len(frames) for n in range(len(frames))]
+    """An mp4 of the face crops, each as long as it stands for, with the sound of the window.
+
+    Of a long window its beginning, so that a page stays small.
+    """
+    from scipy.signal import resample_poly  # heavy
+
+    sound = clip.waveform[: round(SHOWN_S * rate_hz)]
+    if rate_hz != SOUND_HZ:  # AAC knows a few rates
+        heard = resample_poly(sound.astype(np.float32), SOUND_HZ, rate_hz)
+        sound = heard.clip(-32768, 32767).astype(np.int16)
+    each_s = len(clip.waveform) / rate_hz / len(clip.faces)
+    faces = clip.faces[: math.ceil(SHOWN_S / each_s)]
     encoding = Encoding(
-        frames_per_s=10, width=FILM_PX, height=FILM_PX, sample_rate_hz=rate_hz,
+        frames_per_s=10, width=FILM_PX, height=FILM_PX, sample_rate_hz=SOUND_HZ,
         sound_bits_s=SOUND_BITS_S, options={"crf": "26"},
     )  # fmt: skip
-    return encode_film(frames, clip.waveform, encoding, times_s)
+    frames = (cv2.resize(face, (FILM_PX, FILM_PX)) for face in faces)
+    return encode_film(frames, sound, encoding, [each_s * n for n in range(len(faces))])
 
 
 def spread_over(faces: int) -> list[int]:

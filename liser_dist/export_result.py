@@ -14,21 +14,22 @@ class Export(Record):
     """Shares, 0 to 1. Where no model is named it is `model.onnx`."""
 
     name: str
-    checkpoint: str
+    checkpoint: str  # NAME/NUMBER/checkpoints/STEP
     student: str
     finished: bool  # whether the checkpoint is the last of its run
     passes: int  # clips in the weights, counted once an epoch
     params: int
     parity_max_abs: float  # the largest difference to torch in a probability
     int8_max_abs: float
-    compared: int  # stretches of sound
+    compared: int  # stretches of sound, of 0.5 to 30 s
+    clips: int  # that they are made of
     onnx_bytes: int
     int8_bytes: int
     front_bytes: int  # of either, the front end's
     uar: float | None  # None where there are no labelled clips
     int8_uar: float | None
     real_time_factor: float
-    p99_ms: float
+    p99_ms: float | None  # None: too few windows were measured
     scores: Scored | None
     footprints: dict[str, Footprint]  # "model.onnx", "model.int8.onnx", "speech teacher", ...
 
@@ -48,7 +49,7 @@ def tables_of(found: Export) -> list[Table]:
             f"{one.size_bytes:,}",
             f"{one.load_s:.2f} s",
             f"{one.real_time_factor:.4f}",
-            f"{one.p99_ms:.1f} ms",
+            "-" if one.p99_ms is None else f"{one.p99_ms:.1f} ms",
             f"{one.memory_bytes / 1e6:.0f} MB",
         )
     sizes.add_row("the log-mel within either", "", f"{found.front_bytes:,}", "", "", "", "")
@@ -61,7 +62,8 @@ def tables_of(found: Export) -> list[Table]:
         f"{found.parity_max_abs:.1e}", f"{found.int8_max_abs:.1e}",
     )  # fmt: skip
     if found.scores is not None:
-        title = f"UAR on {found.scores.clips} clips of {found.scores.speakers} speakers"
+        speakers = f" of {found.scores.speakers} speakers" if found.scores.speakers else ""
+        title = f"UAR on {found.scores.clips} clips{speakers}"
         over = ""
         if interval := found.scores.uar_interval:
             over = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

@@ -26,5 +26,6 @@ class ExportSpec(Spec):
     data: ExportDataSpec = ExportDataSpec()
     clips: Count = Field(200, description="to calibrate by, and to compare ONNX with torch")
     resamples: Count = Field(2000, description="of the speakers, for the scores' intervals")
+    score: bool = Field(True, description="score both models on the labelled clips")
     teachers: bool = Field(True, description="measure how large and fast the teachers are, too")
     output: Place = Field("exported", description="a folder that is not there yet")

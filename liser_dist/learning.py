@@ -114,16 +114,16 @@ class Arms(nn.Module):
         self, batch: StudentBatch, totals: Tensor, draw: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
         """[arms] this worker's part of each student's loss; [2] see `agreed`, of the first arm."""
-        losses, same = [], torch.zeros(0)
+        losses, first = [], None
         for arm, student in zip(self.arms, self, strict=True):
             seen = treated(arm, batch, draw)
             output = student.encode(seen.mel, seen.frames, seen.faces, seen.seen)
             projected = student.project(output.embedding)
             loss = arm.loss_at(progress)
             losses.append(student_loss(output, projected, seen, totals, self._balance[0], loss))
-            if arm is self.arms[0]:
-                same = agreed(output.logits.detach(), batch, self._balance[0].known)
-        return torch.stack(losses), same
+            first = output.logits.detach() if first is None else first
+        assert first is not None
+        return torch.stack(losses), agreed(first, batch, self._balance[0].known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from liser_dist.batches import TEACHERS
+from liser_dist.errors import TeacherError
 from liser_dist.export_result import Export
+from liser_dist.learning import HEARD
+from liser_dist.model_folder import read_model_folder
 from liser_dist.results import DistillResult
 from liser_dist.spec import DistillSpec
 from liser_dist.teacher_spec import AnyTeacher
@@ -19,11 +23,13 @@ def write_card(export: Export, job: DistillSpec, result: DistillResult | None) -
     pages = Environment(
         loader=PackageLoader("liser_dist"), undefined=StrictUndefined, trim_blocks=True
     )
-    said = {"speech": job.teachers.speech, "face": job.teachers.face}
+    heard = HEARD.get(export.student, TEACHERS)
+    said = {name: getattr(job.teachers, name) for name in heard}
     return pages.get_template("model_card.md").render(
         metadata=_metadata(export, job),
         export=export,
         job=job,
+        learned=_learned(export.student),
         counts=result and result.clips,
         labels_only=result.label_only.uar if result and result.label_only else None,
         teacher_scores=_teacher_scores(result),
@@ -33,17 +39,26 @@ def write_card(export: Export, job: DistillSpec, result: DistillResult | None) -
     )
 
 
+def _learned(student: str) -> str:
+    """How a student of this kind came to be."""
+    if student == "labels_only":
+        return "It learned from labels alone, to be compared with."
+    if student in ("swapped_faces", "shuffled_targets"):
+        return "A control, which learned from what teachers said of other clips: not to be used."
+    return (
+        "It was distilled from large teachers on unlabelled video, in the manner of LiSER "
+        "(Pendyala, Morgado, Sethares, Interspeech 2025)."
+    )
+
+
 def _metadata(export: Export, job: DistillSpec) -> str:
-    of_hub = [
-        model
-        for teacher in (job.teachers.speech, job.teachers.face)
-        if (model := getattr(teacher, "model", "")).count("/") == 1 and model[0] not in "./~"
-    ]
+    said = [getattr(job.teachers, name) for name in HEARD.get(export.student, TEACHERS)]
+    of_hub = [one.model for one in said if one is not None and _of_hub(one)]
     scores = [
         EvalResult(
             task_type=TASK,
             dataset_type=job.name,
-            dataset_name=f"labelled clips of {job.name}",
+            dataset_name="labelled clips of speakers held out",
             metric_type="recall",
             metric_name="UAR",
             metric_value=round(export.scores.uar, 4),
@@ -65,7 +80,20 @@ def _teacher_scores(result: DistillResult | None) -> dict[str, float]:
     return {name: scores.uar for name, scores in scored.items() if scores is not None}
 
 
-def _told(teacher: AnyTeacher) -> str:
-    """Its kind and its name, without the folders that it lies in."""
+def _of_hub(teacher: AnyTeacher) -> bool:
     model = getattr(teacher, "model", "")
-    return f"{teacher.kind}, {model.rstrip('/').rpartition('/')[2]}" if model else teacher.kind
+    return teacher.kind == "huggingface" and model.count("/") == 1 and model[0] not in "./~"
+
+
+def _told(teacher: AnyTeacher) -> str:
+    """What it is, without the folders that it lies in."""
+    model = getattr(teacher, "model", "")
+    if not model or _of_hub(teacher):
+        return f"{teacher.kind} {model}".strip()
+    name = model.rstrip("/").rpartition("/")[2]
+    try:
+        folder = read_model_folder(model) if teacher.kind == "huggingface" else None
+        of_type = folder.config["model_type"] if folder is not None else ""
+    except (TeacherError, KeyError):  # it is not there any more
+        of_type = ""
+    return f"{teacher.kind} {name}" + (f", a {of_type}" if of_type else "")

@@ -5,7 +5,7 @@ It goes over the clips that are in the weights, and lies in the checkpoint besid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -15,48 +15,47 @@ from numpy.typing import NDArray
 from liser_dist.records import Example, Provenance
 
 KEPT = 24
+MEANT = 0.5  # of a teacher, on emotions that both know: it means one of them
 Floats = NDArray[np.float32]
-TEACHERS = ("speech", "face")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispute:
-    """A clip on which the teachers differ."""
+    """A clip on which the teachers differ.
+
+    Attributes:
+        start_share: where its window lay, 0 at the clip's start to 1 at its end.
+        differ: 0, they are of one mind, to 1: see `divergence`.
+        speech, face: [emotions] what each gave to the job's emotions; 1 together at most.
+    """
 
     key: str
     shard: str
     index: int
-    epoch: int  # from which its window follows
-    differ: float  # 0, they are of one mind, to 1: see `divergence`
-    speech: list[float]  # [emotions] probabilities, of the emotions that both know
+    epoch: int
+    start_share: float
+    differ: float
+    speech: list[float]
     face: list[float]
 
 
 def said_of(rows: Sequence[Example], known: Sequence[Sequence[bool]]) -> Floats:
-    """[rows, 2, emotions] what each teacher said of clips: probabilities of what both know.
-
-    They add up to the share that the teacher gave to emotions of the job; NaN where one of the two
-    said nothing. `known` [2, emotions].
+    """[rows, 2, emotions] what each teacher gave to each emotion, 0 to 1; NaN where either is
+    silent. `known` [2, emotions].
     """
-    both = np.asarray(known).all(axis=0)
-    logits = np.full((len(rows), len(TEACHERS), both.size), np.nan, np.float32)
-    kept = np.zeros((len(rows), len(TEACHERS), 1), np.float32)
-    if not both.any():
-        return logits
+    logits = np.full((len(rows), *np.shape(known)), np.nan, np.float32)
     for row, example in enumerate(rows):
         if example.speech_logits.size and example.face_logits.size:
             logits[row] = example.speech_logits, example.face_logits
-            kept[row, :, 0] = example.speech_kept, example.face_kept
-    powers = np.exp(logits - logits[:, :, both].max(axis=2, keepdims=True)) * both
-    said: Floats = powers / powers.sum(axis=2, keepdims=True) * kept
+    said: Floats = np.exp(logits) * np.asarray(known)  # logarithms of shares: see teachers.fold
     return said
 
 
 def divergence(said: Floats) -> Floats:
     """[rows, 2, emotions] -> [rows] Jensen-Shannon divergence in bits, 0 to 1.
 
-    Times the shares that are left of both, for a teacher that names none of the job's emotions has
-    no opinion to differ with.
+    Times what is left of both, where emotions were taken out: who means something else has no
+    opinion to differ with.
     """
     sums = said.sum(axis=2)
     shares = said / np.maximum(sums, 1e-9)[:, :, None]
@@ -71,25 +70,34 @@ class Opinions:
     """Of one run.
 
     Attributes:
+        both: [emotions] those that both teachers know, on which they are compared.
         counts: [emotions, emotions] passes of clips: what the speech teacher held likeliest, and
-            the face teacher.
+            the face teacher, where either means some such emotion rather than another.
         disputes: distinct clips, the greatest difference first.
     """
 
-    def __init__(self, emotions: int) -> None:
-        self.counts: NDArray[np.int64] = np.zeros((emotions, emotions), np.int64)
+    def __init__(self, both: Sequence[bool]) -> None:
+        self.both = np.asarray(both)
+        self.counts: NDArray[np.int64] = np.zeros((self.both.size, self.both.size), np.int64)
         self.disputes: list[Dispute] = []
 
-    def enter(self, rows: Sequence[Provenance], said: Floats) -> None:
-        """Clips of a step, and what was `said_of` them."""
+    def enter(
+        self,
+        rows: Sequence[Provenance],
+        said: Floats,
+        start_share: Callable[[Provenance], float],
+    ) -> None:
+        """Clips of a step, what was `said_of` them, and where the window of one lies."""
         spoke = np.flatnonzero(np.isfinite(said).all(axis=(1, 2)))
-        likeliest = said[spoke].argmax(axis=2)
-        np.add.at(self.counts, (likeliest[:, 0], likeliest[:, 1]), 1)
-        differ = divergence(said[spoke])
+        compared = said[spoke] * self.both
+        meant = compared[(compared.sum(axis=2) >= MEANT).all(axis=1)].argmax(axis=2)
+        np.add.at(self.counts, (meant[:, 0], meant[:, 1]), 1)
+        differ = divergence(compared)
         least = self.disputes[-1].differ if len(self.disputes) == KEPT else 0.0
         new = [
             Dispute(
                 **{name: getattr(rows[row], name) for name in ("key", "shard", "index", "epoch")},
+                start_share=start_share(rows[row]),
                 differ=round(float(how_far), 4),
                 speech=said[row, 0].astype(float).round(4).tolist(),
                 face=said[row, 1].astype(float).round(4).tolist(),
@@ -110,13 +118,14 @@ class Opinions:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "both": self.both.tolist(),
             "counts": self.counts.tolist(),
             "disputes": [asdict(one) for one in self.disputes],
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        found = cls(len(content["counts"]))
+        found = cls(content["both"])
         found.counts = np.array(content["counts"], np.int64)
         found.disputes = [Dispute(**one) for one in content["disputes"]]
         return found

@@ -86,8 +86,8 @@ def draw_bands(
     axes.stackplot(edges, stacked, labels=list(shares), colors=COLOURS, step="post", linewidth=0)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 1)
-    axes.set_xlabel("seconds, at the middle of each window")
-    axes.set_title(title, loc="left")
+    axes.set_xlabel("seconds; each window at its middle")
+    axes.set_title(title, loc="left", parse_math=False)  # a file's name, with a $ maybe
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center").set_frame_on(False)
     figure.savefig(file, dpi=130)

@@ -22,9 +22,9 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +33,11 @@ import numpy as np
 import onnxruntime
 
 log = logging.getLogger(__name__)
-HOP_S = 1.0
+HOP_S = 1.0  # from window to window; the window's own length, where that is shorter
+LEAST_HOP_S = 0.01
 SILENCE = 1e-3  # no sample louder, -60 dB: a model would name an emotion all the same
 PIECE_S = 0.1  # of a pipe, read at once
+GAP_S, LONGEST_GAP_S = 0.1, 3600.0  # in a film's sound; longer, and its clock was set anew
 EXIT_USER_MISTAKE = 2
 Floats = Any  # numpy array of float32
 Use = Callable[[str, Iterable["Answer"]], None]  # of a file's name and its answers
@@ -81,17 +83,19 @@ class ExportedStudent:
                 "folder that jobs/export.py wrote"
             ) from error
 
-    def predict(self, file: str | Path, hop_s: float = HOP_S) -> list[Answer]:
+    def predict(self, file: str | Path, hop_s: float | None = None) -> list[Answer]:
         """Of an audio or video file. Raises InputError."""
         return list(self.listen(read_file(file, self.rate_hz), hop_s))
 
-    def listen(self, sound: Iterable[Floats], hop_s: float = HOP_S) -> Iterator[Answer]:
+    def listen(self, sound: Iterable[Floats], hop_s: float | None = None) -> Iterator[Answer]:
         """Pieces of sound [samples], in -1..1 at `rate_hz` -> an answer every `hop_s`.
 
         Raises InputError: it is too short, or has samples that are no numbers.
         """
-        if not 0 < hop_s <= self.window_s:
-            raise InputError(f"a window every {hop_s:g} s: give 0 to {self.window_s:g}")
+        hop_s = min(HOP_S, self.window_s) if hop_s is None else hop_s
+        if not LEAST_HOP_S <= hop_s <= self.window_s:
+            bounds = f"{LEAST_HOP_S:g} to {self.window_s:g}"
+            raise InputError(f"a window every {hop_s:g} s (--hop-s): give {bounds}")
         for start, heard in windows(sound, self.rate_hz, self.window_s, hop_s, self.least_s):
             yield self._answer(start, heard)
 
@@ -133,28 +137,47 @@ def windows(
 
 
 def read_file(file: str | Path, rate_hz: int) -> Iterator[Floats]:
-    """The sound of a file, mono, as pieces [samples]. Raises InputError."""
+    """The sound of a file, mono, as pieces [samples]. Raises InputError.
+
+    It begins with the film, and where it pauses there are zeros: times are those of the film.
+    """
     try:
         with open(file, "rb") as stream, av.open(stream, metadata_errors="replace") as media:
             sound = media.streams.best("audio")
-            if sound is None:
-                raise InputError("there is no sound in it")
+            if sound is None or sound.codec_context is None:
+                raise InputError("there is no sound in it that FFmpeg can decode")
             if sound.rate < rate_hz:
                 log.warning(
                     "%s: sound of %d Hz, and the student learned from %d Hz: it misses what is "
                     "above %d Hz", file, sound.rate, rate_hz, sound.rate // 2,
                 )  # fmt: skip
-            resampler = av.AudioResampler("flt", "mono", rate_hz, frame_size=rate_hz // 2)
-            for frame in chain(media.decode(sound), [None]):  # None: what it still holds
+            begun_s, heard_s = (media.start_time or 0) / av.time_base, 0.0
+            resampler: Any = None
+            resampled = None
+            for frame in _decode(media, sound):
+                gap_s = 0.0 if frame.time is None else frame.time - begun_s - heard_s
+                if GAP_S < gap_s < LONGEST_GAP_S:
+                    yield np.zeros(round(gap_s * rate_hz), np.float32)
+                    heard_s += gap_s
+                heard_s += frame.samples / frame.sample_rate
+                how = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if how != resampled:  # at first, and where a recording changes
+                    resampler, resampled = av.AudioResampler("flt", "mono", rate_hz), how
                 for piece in resampler.resample(frame):
                     yield piece.to_ndarray()[0]
-    except InputError:
-        raise
-    except (av.FFmpegError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"FFmpeg cannot read it as audio or video: {why}") from error
+            for piece in resampler.resample(None) if resampler is not None else ():
+                yield piece.to_ndarray()[0]
+    except av.FFmpegError as error:
+        raise InputError(f"FFmpeg cannot read it as audio or video: {error.strerror}") from error
     except OSError as error:
         raise InputError(f"it cannot be opened: {error.strerror}") from error
+
+
+def _decode(media: Any, sound: Any) -> Iterator[Any]:
+    """Its frames; damaged packets are a pause."""
+    for packet in media.demux(sound):
+        with suppress(av.error.InvalidDataError):
+            yield from packet.decode()
 
 
 def read_pcm(stream: IO[bytes], rate_hz: int) -> Iterator[Floats]:
@@ -168,9 +191,13 @@ def read_pcm(stream: IO[bytes], rate_hz: int) -> Iterator[Floats]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="audio or video")
-    parser.add_argument("--stream", action="store_true", help="s16le from stdin, mono, 16 kHz")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="s16le from stdin, mono, 16 kHz or what config.json says",
+    )
     parser.add_argument("--json", action="store_true", help="a line of JSON for each window")
-    parser.add_argument("--hop-s", type=float, default=HOP_S, help="seconds from window to window")
+    parser.add_argument("--hop-s", type=float, help="seconds from window to window; 1")
     parser.add_argument("--int8", action="store_true", help="the smaller of the two models")
 
 
@@ -204,6 +231,7 @@ def main(asked: argparse.Namespace, folder: str | Path, use: Use = forget) -> in
     """Answers each file, or the pipe, and hands on what was shown; returns the exit status."""
     imported_s = time.perf_counter() - _STARTED_S
     status = 0
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files
     try:
         if bool(asked.files) == asked.stream:
             raise InputError("give files, or --stream")

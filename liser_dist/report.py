@@ -18,7 +18,8 @@ from rich.table import Table
 
 from liser_dist import storage
 from liser_dist.errors import SpecError
-from liser_dist.run_facts import read_run
+from liser_dist.results import R, read_record, read_rows
+from liser_dist.run_facts import labels_of, read_run
 from liser_dist.run_page import cells_of, duration, percent, sections_of
 from liser_dist.runs import RESULT
 
@@ -34,9 +35,10 @@ def kind_of(place: str) -> str:
     }  # fmt: skip
     if files & set(BENCHMARKS):
         return "benchmark"
-    if "study.parquet" in files:
+    is_study = "shards.json" in files and _is_study(place)
+    if {"study.parquet", RESULT} <= files:
         return "study"
-    if "shards.json" in files and not _is_study(place):
+    if "shards.json" in files and not is_study:
         return "run"
     raise SpecError(
         f"{place} is neither a run, nor a finished study, nor a benchmark: give the folder of its "
@@ -53,12 +55,15 @@ def write_report(places: Sequence[str], disputes: int = DISPUTES, output: str | 
 
     Raises LiserError: a place holds nothing that a page can be made of.
     """
+    if len({storage.resolve(place) for place in places}) < len(places):
+        raise SpecError(f"{places[0]} is given twice: give another run to show beside it")
     kinds = [kind_of(place) for place in places]
     if len(places) > 1 and set(kinds) != {"run"}:
         raise SpecError(f"only runs can be shown side by side, not a {' and a '.join(kinds)}")
     match kinds[0]:
         case "run":
-            page = sections_of([read_run(place) for place in places], disputes)
+            named = zip(places, labels_of(places), strict=True)
+            page = sections_of([read_run(*one) for one in named], disputes)
         case "study":
             page = study_page(places[0])
         case _:
@@ -85,7 +90,7 @@ def render(kind: str, page: dict[str, Any]) -> str:
 def study_page(place: str) -> dict[str, Any]:
     from liser_dist import study_report, svg
 
-    found = study_report.StudyResult.model_validate_json(_read(place, RESULT))
+    found = read_record(storage.join(place, RESULT), study_report.StudyResult)
     return {
         "title": f"{found.name}, a study",
         "about": f"{found.cells} cells, {found.test_speakers} speakers whose labels nobody knew, "
@@ -98,23 +103,27 @@ def study_page(place: str) -> dict[str, Any]:
 
 def benchmark_page(place: str) -> dict[str, Any]:
     from liser_dist import fault_report, simulation, speed, svg
+    from liser_dist.damage import DamageRow
     from liser_dist.faults import FaultRow
     from liser_dist.memory import MemoryRow
 
+    def rows(name: str, kind: type[R]) -> list[R]:
+        return read_rows(storage.join(place, name), kind)
+
     tables: list[Table] = []
     pictures: list[Markup] = []
-    if content := _read(place, "benchmark.json"):
-        found = speed.SpeedReport.model_validate_json(content)
+    if storage.exists(storage.join(place, "benchmark.json")):
+        found = read_record(storage.join(place, "benchmark.json"), speed.SpeedReport)
         tables.append(speed.table_of(found.ratios))
         pictures.append(svg.inline(partial(speed.draw, found)))
-    if rows := _rows(place, "simulate.json"):
-        tables.append(simulation.table_of([simulation.SimulationRow(**row) for row in rows]))
-    if rows := _rows(place, "faults.json"):
-        tables.append(fault_report.fault_table([FaultRow(**row) for row in rows]))
-    for row in _rows(place, "damage.json"):
-        tables.append(_as_table(row, "damaged clips among good ones"))
-    if rows := _rows(place, "memory.json"):
-        tables.append(fault_report.memory_table([MemoryRow(**row) for row in rows]))
+    if simulated := rows("simulate.json", simulation.SimulationRow):
+        tables.append(simulation.table_of(simulated))
+    if broken := rows("faults.json", FaultRow):
+        tables.append(fault_report.fault_table(broken))
+    for row in rows("damage.json", DamageRow):
+        tables.append(_as_table(row.model_dump(), "damaged clips among good ones"))
+    if memory := rows("memory.json", MemoryRow):
+        tables.append(fault_report.memory_table(memory))
     return {
         "title": f"{place.rstrip('/').rpartition('/')[2]}, a benchmark",
         "about": place,
@@ -131,17 +140,8 @@ def _as_table(row: dict[str, Any], title: str) -> Table:
     return table
 
 
-def _read(place: str, name: str) -> bytes:
-    """Empty where there is no such file."""
-    file = storage.join(place, name)
-    return storage.read_bytes(file) if storage.exists(file) else b""
-
-
-def _rows(place: str, name: str) -> list[dict[str, Any]]:
-    content = _read(place, name)
-    return json.loads(content) if content else []
-
-
 def _spec_of(place: str) -> str:
-    content = _read(place, "spec.json")
-    return yaml.safe_dump(json.loads(content), sort_keys=False) if content else ""
+    file = storage.join(place, "spec.json")
+    if not storage.exists(file):
+        return ""
+    return yaml.safe_dump(json.loads(storage.read_bytes(file)), sort_keys=False)

@@ -5,15 +5,40 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from liser_dist import storage
+from liser_dist.errors import CheckpointError
+from liser_dist.fields import first_mistake
 from liser_dist.runs import RESULT
+
+R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
 
 
 class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_record(place: str, kind: type[R]) -> R:
+    """Raises CheckpointError where it is not what this version writes; StorageError."""
+    return _read(place, TypeAdapter(kind))
+
+
+def read_rows(place: str, kind: type[R]) -> list[R]:
+    """What `write_rows` wrote; none where there is no such file. Raises as `read_record`."""
+    return _read(place, TypeAdapter(list[kind])) if storage.exists(place) else []  # type: ignore[valid-type]
+
+
+def _read(place: str, kind: TypeAdapter[T]) -> T:
+    try:
+        return kind.validate_json(storage.read_bytes(place))
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{place} is of another version of this tool ({first_mistake(error)}): use that one"
+        ) from error
 
 
 def write_rows(file: Path, rows: Iterable[Record]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from liser_dist.answers import Answers
 from liser_dist.committed import list_checkpoints, load_ledger, read_digests, read_file
 from liser_dist.ledger import Ledger
 from liser_dist.opinions import Opinions
-from liser_dist.results import DistillResult
+from liser_dist.results import DistillResult, read_record
 from liser_dist.runs import RESULT
 from liser_dist.spec import DistillSpec
 
@@ -32,6 +32,8 @@ class RunFacts:
     Attributes:
         result: None where it is not finished.
         checkpoint: the newest; None where there is none yet.
+        label: how it is called on a page.
+        versions: of its unlabelled shards, by their places.
     """
 
     place: str
@@ -42,11 +44,8 @@ class RunFacts:
     opinions: Opinions
     answers: Answers | None
     curves: Curves
-
-    @property
-    def label(self) -> str:
-        """NAME/NUMBER."""
-        return "/".join(self.place.rstrip("/").split("/")[-2:])
+    label: str
+    versions: Mapping[str, str]
 
     @property
     def reasons(self) -> Counter[str]:
@@ -54,28 +53,38 @@ class RunFacts:
         return self.ledger.reasons()
 
 
-def read_run(place: str) -> RunFacts:
+def read_run(place: str, label: str) -> RunFacts:
     """Raises LiserError."""
     place = storage.resolve(place)
-    spec = DistillSpec.model_validate_json(storage.read_bytes(storage.join(place, "spec.json")))
+    spec = read_record(storage.join(place, "spec.json"), DistillSpec)
+    shards = json.loads(storage.read_bytes(storage.join(place, "shards.json")))
     result = storage.join(place, RESULT)
     checkpoint = next(reversed(list_checkpoints(place)), None)
-    opinions = Opinions(len(spec.emotions))
+    opinions = Opinions([False] * len(spec.emotions))
     if checkpoint is not None:
         state = json.loads(read_file(checkpoint, "state.json", read_digests(checkpoint)))
         opinions = Opinions.from_json(state["opinions"]) if "opinions" in state else opinions
     return RunFacts(
         place=place,
         spec=spec,
-        result=DistillResult.model_validate_json(storage.read_bytes(result))
-        if storage.exists(result)
-        else None,
+        result=read_record(result, DistillResult) if storage.exists(result) else None,
         checkpoint=checkpoint,
         ledger=load_ledger(checkpoint) if checkpoint is not None else Ledger(),
         opinions=opinions,
         answers=Answers.read(place),
         curves=read_curves(storage.join(place, "tensorboard")),
+        label=label,
+        versions={one["place"]: one["version"] for one in shards.get("unlabelled", ())},
     )
+
+
+def labels_of(places: Sequence[str]) -> list[str]:
+    """NAME/NUMBER of each run, and more of its place where that does not tell them apart."""
+    parts = [storage.resolve(place).rstrip("/").split("/") for place in places]
+    longest = max(map(len, parts))
+    enough = (n for n in range(2, longest) if len({tuple(p[-n:]) for p in parts}) == len(parts))
+    shown = next(enough, longest)
+    return ["/".join(part[-shown:]) for part in parts]
 
 
 def read_curves(folder: str) -> Curves:

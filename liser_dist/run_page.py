@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -51,9 +51,10 @@ def sections_of(runs: Sequence[RunFacts], disputes: int) -> dict[str, Any]:
                 "synthetic": run.spec.synthetic is not None,
                 "asked": asked_of(run),
                 "spec": yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False),
-                "tiles": tiles_of(run, scores),
+                "tiles": tiles_of(run),
                 "scores": scores,
                 "clips": run.ledger,
+                "tested": run.spec.data.test is not None,
                 "labelled_rejected": run.result.clips.labelled_rejected if run.result else 0,
                 "rejected": rejections_of(run),
                 "matrices": [confusion_of(name, one) for name, one in scores.items()],
@@ -110,21 +111,22 @@ def asked_of(run: RunFacts) -> dict[str, str]:
     }  # fmt: skip
 
 
-def tiles_of(run: RunFacts, scores: Mapping[str, Scored]) -> dict[str, str]:
+def tiles_of(run: RunFacts) -> dict[str, str]:
     """The first numbers that somebody looks for."""
     found: dict[str, str] = {}
     result = run.result
-    if best := scores.get("student"):
-        found["UAR of the student"] = percent(best.uar)
-        if alone := scores.get("labels only"):
-            found["points over labels alone"] = f"{100 * (best.uar - alone.uar):+.1f}"
+    if result is not None and result.student.uar is not None:
+        found["UAR of the student"] = percent(result.student.uar)
+        if result.label_only is not None and result.label_only.uar is not None:
+            gain = result.student.uar - result.label_only.uar
+            found["points over labels alone"] = f"{100 * gain:+.1f}"
     if result is not None:
         found["parameters"] = f"{result.student.params:,}"
     found["clips trained"] = f"{run.ledger.trained:,}"
     found["clips rejected"] = f"{run.ledger.rejected:,}"
     if result is not None:
         found["clips a second"] = f"{result.clips_per_s:,.0f}"
-        found["in all"] = duration(result.seconds.total)
+        found["in all"] = duration(sum(time_of(result).values()))
     return found
 
 
@@ -178,9 +180,9 @@ def agreement_of(run: RunFacts) -> list[tuple[str, str, str]]:
     for name in ("speech", "face"):
         curve = run.curves.get(f"train/agrees_with_{name}")
         if curve is not None:
-            last = curve[-max(1, len(curve) // 10) :, 1].mean()
-            found.append((f"student, {name} teacher", "unlabelled, the last steps",
-                          percent(float(last))))  # fmt: skip
+            last = percent(float(curve[-max(1, len(curve) // 10) :, 1].mean()))
+            clips = "unlabelled, in the last steps, while it learned"
+            found.append((f"student, {name} teacher", clips, last))
     counts = run.opinions.counts
     if counts.any():
         share = percent(float(counts.trace() / counts.sum()))
@@ -192,7 +194,8 @@ def agreement_of(run: RunFacts) -> list[tuple[str, str, str]]:
         both = [run.answers.logits[name] for name in (one, other)]
         rows = np.flatnonzero(~np.isnan(both).any(axis=(0, 2)))
         if len(rows):
-            first, second = (logits[rows].argmax(axis=1) for logits in both)
+            known = np.isfinite(np.array(both)[:, rows]).all(axis=(0, 1))  # by both
+            first, second = (np.where(known, one[rows], -np.inf).argmax(axis=1) for one in both)
             share = percent(float((first == second).mean()))
             found.append((f"{told(one)}, {told(other)}", f"{len(rows):,} test clips", share))
     return found
@@ -270,14 +273,15 @@ def _time_of(runs: Sequence[RunFacts]) -> partial[None] | None:
 
 
 def time_of(result: DistillResult) -> dict[str, float]:
+    """Seconds. Of a run that went on, training is that of all its jobs, the rest of the last."""
     seconds = result.seconds
     waiting = result.data_wait_share * seconds.training
-    rest = seconds.total - seconds.training - seconds.to_first_step
+    begun = max(0.0, seconds.to_first_step)
     return {
-        "until the first step": seconds.to_first_step,
+        "until the first step": begun,
         "waiting for clips": waiting,
         "learning": seconds.training - waiting,
-        "scores and files": max(0.0, rest),
+        "scores and files": max(0.0, seconds.total - seconds.training - begun),
     }
 
 

@@ -43,6 +43,7 @@ from liser_dist.tables import to_examples
 from liser_dist.targets import Part, Stored
 from liser_dist.together import gather, told_by_the_first
 from liser_dist.train_job import SUMMARY, Summary, TrainJob
+from liser_dist.windows import Windows
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ class TrainLoop:
         self.learner = make_learner(job, device)
         self.batcher = Batcher.of(self.spec, job.embeddings, job.first_clips)
         self.validation = LabelledSet.of(validation, self.batcher) if validation else None
-        self.ledger, self.opinions = Ledger(), Opinions(len(self.spec.emotions))
+        self.ledger, self.opinions = Ledger(), Opinions(np.all(job.known, axis=0).tolist())
+        self.windows = Windows.of(self.spec, centred=False)
         self.teaching, self.taught = True, 0  # passes for which no store was read
         self.clock = Clock()
         self.notices = Clock()
@@ -179,7 +181,8 @@ class TrainLoop:
         step = self._learn([row for row in mine if not row.rejected])
         entered = [row for row, is_new in zip(gathered, new, strict=True) if is_new]
         self.ledger.enter(entered)
-        self.opinions.enter(entered, np.concatenate([message.said for message in told])[new])
+        said = np.concatenate([message.said for message in told])[new]
+        self.opinions.enter(entered, said, self.windows.start_share)
         self.taught += sum(new) if self.teaching else 0
         require_within(self.spec.budget, self.ledger, at_the_end=False)
         self._after(step, look_for_notices=told[0].look_for_notices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from liser_dist.records import Sample, stable_hash
+from liser_dist.records import Provenance, stable_hash
 from liser_dist.spec import DistillSpec
 
 
@@ -28,9 +28,9 @@ class Windows:
         how = "centred" if centred else spec.clip.windows
         return cls(how, count, None if shared else spec.seed)
 
-    def start_share(self, sample: Sample) -> float:
+    def start_share(self, clip: Provenance) -> float:
         """0 at the clip's start, 1 at its end."""
-        window = sample.epoch % self.count
+        window = clip.epoch % self.count
         match self.how:
             case "centred":
                 return 0.5
@@ -38,4 +38,4 @@ class Windows:
                 return (window + 0.5) / self.count
             case "random":
                 seed = "" if self.seed is None else f"{self.seed}/"
-                return stable_hash(f"{seed}{window}/{sample.key}") / 2**64
+                return stable_hash(f"{seed}{window}/{clip.key}") / 2**64

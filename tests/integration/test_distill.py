@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from liser_dist.answers import Answers
+from liser_dist.damage import damage
 from liser_dist.evaluation import score
 from liser_dist.fields import EMOTIONS
 from liser_dist.local_cluster import LocalCluster
+from liser_dist.records import Reason
 from liser_dist.shards import write_shards
 from tests.integration.conftest import BIN, ROOT, Finished, Job, same
 
@@ -115,23 +117,35 @@ def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a
     assert [path for path, content in left.items() if any(key in content for key in keys)] == []
 
 
-def test_a_damaged_later_shard_is_trained_up_to_the_damage_also_where_no_target_can_be_kept(
+def test_damaged_clips_and_shards_cost_themselves_alone_also_where_no_target_can_be_kept(
     job: Job, films: list[bytes], tmp_path: Path
 ) -> None:
-    samples = ((f"clip-{n:02d}", film, {"faces": []}) for n, film in enumerate(films[:15]))
-    write_shards(samples, str(tmp_path / "cut"), clips_per_shard=5)
-    middle = tmp_path / "cut" / "000001.tar"
-    middle.write_bytes(middle.read_bytes()[: middle.stat().st_size // 2])
+    good = [(f"clip-{n:02d}", film, {"faces": []}) for n, film in enumerate(films[:15])]
+    broken = [(f"bad-{n:02d}", damage(films[0], n), {"faces": []}) for n in range(20)]
+    # In one shard good and damaged ones in turn; then two more, the first of them cut off.
+    mixed = [sample for pair in zip(good[:5] * 4, broken, strict=True) for sample in pair]
+    mixed = [(f"{n:02d}-{key}", film, facts) for n, (key, film, facts) in enumerate(mixed)]
+    place = tmp_path / "shards"
+    write_shards(iter(mixed), str(place / "a"), clips_per_shard=40)
+    write_shards(iter(good[5:]), str(place / "b"), clips_per_shard=5)
+    cut = place / "b" / "000000.tar"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (tmp_path / "closed").write_text("no folder")
     done = job(
-        data={"unlabelled": str(tmp_path / "cut")},
-        targets={"store": str(tmp_path / "closed" / "store")},
+        data={"unlabelled": str(place)}, targets={"store": str(tmp_path / "closed" / "store")}
     )
     assert done.code == 0, done.err
     assert done.err.count("nothing can be added to the target store") == 1
-    (row,) = pq.read_table(done.place / "rejected.parquet").to_pylist()
-    assert (row["reason"], row["shard"]) == ("shard_damaged", str(middle))
-    assert 10 <= done.result["clips"]["trained"] == 10 + row["index"] < 15
+    rows = pq.read_table(done.place / "rejected.parquet").to_pylist()
+    (row,) = [one for one in rows if one["reason"] == "shard_damaged"]
+    assert row["shard"] == str(cut)
+    bad = [one for one in rows if one is not row]
+    assert bad
+    assert all("-bad-" in one["key"] and one["reason"] in set(Reason) for one in bad)
+    clips = done.result["clips"]
+    assert clips["total"] == 40 + row["index"] + 1 + 5
+    assert clips["trained"] == clips["total"] - len(rows)
+    assert row["index"] < 5
 
 
 def test_data_that_is_broken_as_a_whole_fails_the_job(job: Job, tmp_path: Path) -> None:

@@ -1,10 +1,16 @@
 """A checkpoint's student outside: the same answers, small, alone with three libraries, streamed."""
 
+import functools
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -26,35 +32,37 @@ from liser_dist.shards import write_shards
 from liser_dist.spec import DistillSpec
 from liser_dist.students import Student
 from tests.films import small_film
+from tests.real import CLIPS, needs_clips
 
 EMOTIONS = ("sad", "happy", "angry")
 RATE_HZ = 16000
+Alone = Callable[..., subprocess.CompletedProcess]
 
 
-def spec_of(folder: Path, student: dict[str, object]) -> DistillSpec:
+def spec_of(folder: Path, student: dict[str, object], clip: dict[str, object]) -> DistillSpec:
     labelled = str(folder / "test")
     return DistillSpec.model_validate(
         {
             "name": "small",
             "emotions": EMOTIONS,
             "data": {"unlabelled": labelled, "test": labelled},
-            "clip": {"faces": 2, "face_px": 32, "window_s": 1.0},
+            "clip": {"faces": 2, "face_px": 32, "window_s": 1.0} | clip,
             "teachers": {"speech": {"kind": "mock"}},
             "student": student,
         }
     )
 
 
-def write_run(folder: Path, **student: object) -> Path:
+def write_run(folder: Path, clip: dict[str, object] | None = None, **student: object) -> Path:
     """A run's folder with a checkpoint, in which nothing was learned; and its test clips."""
     samples = (
         (f"clip-{n}", small_film(n), {"emotion": EMOTIONS[n % 3], "speaker": str(n // 3)})
         for n in range(12)
     )
     write_shards(samples, str(folder / "test"), clips_per_shard=12)
-    spec = spec_of(folder, student)
+    spec = spec_of(folder, student, clip or {})
     torch.manual_seed(0)
-    weights = Student(spec.student, len(EMOTIONS), RATE_HZ).state_dict()
+    weights = Student(spec.student, len(EMOTIONS), spec.clip.sample_rate_hz).state_dict()
     run = folder / "runs" / "small" / "001"
     writer = CheckpointWriter(str(run), keep=2)
     checkpoint = Checkpoint(spec=spec, students={}, best={"distilled": weights}, optimizer={},
@@ -71,16 +79,24 @@ def export_run(run: Path) -> tuple[Path, Export]:
     return Path(place).parent, found
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Export]]:
+    """Of each kind of student, once."""
+    return functools.cache(
+        lambda kind: export_run(write_run(tmp_path_factory.mktemp("run"), kind=kind))
+    )
+
+
 @pytest.fixture(scope="module", params=["cnn", "reslstm"])
 def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, made: Callable[[str], tuple[Path, Export]]
 ) -> tuple[Path, Export]:
-    return export_run(write_run(tmp_path_factory.mktemp("run"), kind=request.param))
+    return made(request.param)
 
 
 @pytest.fixture(scope="module")
-def folder(exported: tuple[Path, Export]) -> Path:
-    return exported[0]
+def folder(made: Callable[[str], tuple[Path, Export]]) -> Path:
+    return made("cnn")[0]
 
 
 @pytest.fixture
@@ -93,18 +109,37 @@ def speech(tmp_path: Path) -> Path:
     return file
 
 
-def run_alone(folder: Path, *arguments: object, pcm: bytes = b"") -> subprocess.CompletedProcess:
-    """predict.py as its folder has it, where nothing of ours, of torch or of Ray can be had."""
-    script = folder / "predict.py"
-    code = (
-        "import runpy, sys\n"
-        "sys.modules |= dict.fromkeys(['liser_dist', 'torch', 'ray', 'scipy', 'transformers'])\n"
-        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], input=pcm, capture_output=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def site(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What requirements.txt names, with what those need, and nothing else."""
+    site, todo, done = tmp_path_factory.mktemp("site"), [], set()
+    todo += (folder / "requirements.txt").read_text().split()
+    while todo:
+        name = re.split(r"[^\w.-]", todo.pop())[0]
+        if name in done:
+            continue
+        done.add(name)
+        todo += [line for line in metadata.requires(name) or () if "extra ==" not in line]
+        found = metadata.distribution(name)
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(found.locate_file(top))))
+    return site
+
+
+@pytest.fixture
+def run_alone(folder: Path, site: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """predict.py as its folder has it, with that and the standard library alone."""
+
+    def run(*arguments: object, pcm: bytes = b"") -> subprocess.CompletedProcess:
+        code = (
+            f"import runpy, sys; sys.path.append({str(site)!r});"
+            f"runpy.run_path({str(folder / 'predict.py')!r}, run_name='__main__')"
+        )
+        command = [sys.executable, "-I", "-S", "-c", code, *map(str, arguments)]
+        return subprocess.run(command, input=pcm, capture_output=True, timeout=60, check=False)
+
+    return run
 
 
 def lines_of(done: subprocess.CompletedProcess) -> list[dict]:
@@ -127,8 +162,10 @@ def test_onnx_answers_as_torch_does_and_is_small(exported: tuple[Path, Export]) 
         assert min(one.size_bytes, one.real_time_factor, one.p99_ms, one.memory_bytes) > 0
 
 
-def test_any_number_of_clips_of_any_length_is_answered_as_each_alone(folder: Path) -> None:
-    student = ExportedStudent(folder)
+def test_any_number_of_clips_of_any_length_is_answered_as_each_alone(
+    exported: tuple[Path, Export],
+) -> None:
+    student = ExportedStudent(exported[0])
     random = np.random.default_rng(1)
     for samples in (8000, 12345, 60 * RATE_HZ):
         waveforms = random.standard_normal((3, samples)).astype(np.float32) / 10
@@ -154,11 +191,11 @@ def test_it_is_scored_as_a_run_scores_it(exported: tuple[Path, Export]) -> None:
 
 
 def test_the_folder_answers_alone_and_shows_how_long_it_takes_to_begin(
-    folder: Path, speech: Path, tmp_path: Path
+    run_alone: Alone, folder: Path, site: Path, speech: Path, tmp_path: Path
 ) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(small_film(0))
-    done = run_alone(folder, film, speech)
+    done = run_alone(film, speech)
     assert done.returncode == 0, done.stderr.decode()
     assert b"imports" in done.stderr
     shown = done.stdout.decode()
@@ -166,15 +203,25 @@ def test_the_folder_answers_alone_and_shows_how_long_it_takes_to_begin(
     assert "from s" in shown
     requirements = (folder / "requirements.txt").read_text().split()
     assert [line.partition(">")[0] for line in requirements] == ["onnxruntime", "numpy", "av"]
+    assert not {"torch", "ray", "yaml", "liser_dist"} & {entry.name for entry in site.iterdir()}
+
+
+@needs_clips
+def test_real_speech_and_video_are_answered(run_alone: Alone) -> None:
+    files = [CLIPS / name for name in ("obama_speech.mp4", "beckett.wav", "single_face.mp4")]
+    said = lines_of(run_alone("--json", *files))
+    assert {one["file"] for one in said} == set(map(str, files))
+    assert len([one for one in said if one["file"].endswith("beckett.wav")]) == 10
+    assert all(sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-3) for one in said)
 
 
 @pytest.mark.parametrize("options", [[], ["--int8"], ["--hop-s", "0.25"]])
 def test_a_stream_is_answered_as_the_whole_file_window_by_window(
-    folder: Path, speech: Path, options: list[str]
+    run_alone: Alone, speech: Path, options: list[str]
 ) -> None:
-    of_file = lines_of(run_alone(folder, "--json", *options, speech))
+    of_file = lines_of(run_alone("--json", *options, speech))
     _, samples = wavfile.read(speech)
-    of_pipe = lines_of(run_alone(folder, "--json", "--stream", *options, pcm=samples.tobytes()))
+    of_pipe = lines_of(run_alone("--json", "--stream", *options, pcm=samples.tobytes()))
     # Windows of 1 s; less than half a second at the end is no window.
     windows, end_s = (15, 4.3) if "0.25" in options else (4, 4.0)
     assert len(of_file) == windows
@@ -211,13 +258,51 @@ def test_sound_of_any_rate_is_heard_as_the_same_sound(
             assert other.probabilities[emotion] == pytest.approx(share, abs=0.05)
 
 
+def test_other_rates_and_short_windows_are_no_other_matter(tmp_path: Path, speech: Path) -> None:
+    clip = {"sample_rate_hz": 22050, "window_s": 0.4, "min_duration_s": 0.0}
+    folder, found = export_run(write_run(tmp_path, clip=clip, kind="cnn", width=8))
+    assert found.parity_max_abs < 1e-4
+    said = load_student(folder).predict(speech)
+    assert [round(one.start_s, 2) for one in said[:3]] == [0.0, 0.4, 0.8]
+    with pytest.raises(InputError, match=r"--hop-s.*give 0.01 to 0.4"):
+        load_student(folder).predict(speech, hop_s=1e-5)
+
+
+def film_with_pauses(file: Path) -> None:
+    """A picture from 0 on; a tone from 2 to 4 s and from 6 to 8 s."""
+    with av.open(file, "w", format="matroska") as output:
+        video = output.add_stream("libx264", rate=5, width=64, height=48, pix_fmt="yuv420p")
+        sound = output.add_stream("pcm_s16le", rate=RATE_HZ, layout="mono")
+        for number in range(45):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 5)
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+        tone = (8000 * np.sin(np.arange(RATE_HZ // 10) / 10)).astype(np.int16)
+        for tenth in [*range(20, 40), *range(60, 80)]:
+            frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+            frame.sample_rate, frame.time_base = RATE_HZ, Fraction(1, RATE_HZ)
+            frame.pts = tenth * len(tone)
+            output.mux(sound.encode(frame))
+
+
+def test_times_are_those_of_the_film_also_where_its_sound_begins_late_and_pauses(
+    folder: Path, tmp_path: Path
+) -> None:
+    film_with_pauses(tmp_path / "film.mkv")
+    said = load_student(folder).predict(tmp_path / "film.mkv")
+    heard = [(round(one.start_s), round(one.end_s)) for one in said if one.emotion is not None]
+    assert heard == [(2, 3), (3, 4), (6, 7), (7, 8)]
+    assert len(said) == 8
+
+
 def test_silence_has_no_emotion(folder: Path) -> None:
     said = list(load_student(folder).listen([np.zeros(2 * RATE_HZ, np.float32)]))
     assert [(one.emotion, one.probabilities) for one in said] == [(None, {})] * 2
 
 
 def test_what_cannot_be_heard_is_told_in_a_line_and_the_rest_is_answered(
-    folder: Path, speech: Path, tmp_path: Path
+    run_alone: Alone, speech: Path, tmp_path: Path
 ) -> None:
     tone = np.sin(np.arange(5 * RATE_HZ) / 10).astype(np.float32) / 2
     wavfile.write(tmp_path / "short.wav", RATE_HZ, tone[: RATE_HZ // 10])
@@ -229,12 +314,12 @@ def test_what_cannot_be_heard_is_told_in_a_line_and_the_rest_is_answered(
     told = {
         "short.wav": "0.10 s of sound",
         "nan.wav": "NaN",
-        "words.mp3": "FFmpeg cannot read it",
+        "words.mp3": "FFmpeg c",
         "mute.png": "no sound",
         "nowhere.mp4": "cannot be opened",
     }
     for name, words in told.items():
-        done = run_alone(folder, "--json", tmp_path / name, speech)
+        done = run_alone("--json", tmp_path / name, speech)
         assert done.returncode == 2
         (line,) = [text for text in done.stderr.decode().splitlines() if "error" in text]
         assert name in line
@@ -255,10 +340,17 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, folder: Path) -> 
 def test_the_command_draws_a_picture_of_a_file(
     folder: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    odd = tmp_path / "$%$.wav"  # which is mathematics to matplotlib
+    odd.write_bytes(speech.read_bytes())
+    command = ["predict", "--student", str(folder)]
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["predict", "--student", str(folder), "--pictures", str(tmp_path), str(speech)])
-    assert (tmp_path / "speech.png").read_bytes().startswith(b"\x89PNG")
+        cli.main([*command, "--pictures", str(tmp_path), *map(str, (speech, speech, odd))])
+    for name in ("speech.wav.png", "speech.wav-2.png", "$%$.wav.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "from s" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--pictures", str(speech), str(speech)])
+    assert "give a folder to write to" in capsys.readouterr().err
 
 
 def test_the_card_is_read_by_the_hub_and_says_that_the_run_is_not_finished(
@@ -271,7 +363,13 @@ def test_the_card_is_read_by_the_hub_and_says_that_the_run_is_not_finished(
     assert score.metric_value == pytest.approx(found.uar, abs=1e-4)
     assert "not the end of a run" in card.text
     assert "AI Act" in card.text
-    assert str(folder.parent) not in card.text
+
+
+def test_nothing_in_the_folder_names_who_spoke_or_where_the_data_lies(folder: Path) -> None:
+    for file in folder.iterdir():
+        assert str(folder.parent.parent.parent.parent).encode() not in file.read_bytes()
+    scores = json.loads((folder / "export.json").read_text())["scores"]
+    assert (scores["speakers"], scores["by_speaker"]) == (4, {})
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_done(tmp_path: Path) -> None:

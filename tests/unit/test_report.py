@@ -4,7 +4,9 @@ import base64
 import html.parser
 import io
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -17,13 +19,14 @@ from liser_dist import fields
 from liser_dist.answers import Answers
 from liser_dist.checkpoints import Checkpoint, CheckpointWriter
 from liser_dist.curves import Curves
-from liser_dist.errors import SpecError
+from liser_dist.disputed import film_of
+from liser_dist.errors import CheckpointError, SpecError
 from liser_dist.ledger import Ledger
 from liser_dist.opinions import Opinions
-from liser_dist.records import Example, Provenance, Reason
+from liser_dist.records import Clip, Example, Provenance, Reason
 from liser_dist.report import write_report
 from liser_dist.results import ClipCounts, DistillResult, Seconds, StudentScores, write_result
-from liser_dist.shards import write_shards
+from liser_dist.shards import find_shards, write_shards
 from liser_dist.spec import DistillSpec
 from liser_dist.students import Student
 from liser_dist.study_report import Gain, StudyResult, Summary
@@ -70,14 +73,14 @@ def ledger_of(shard: str) -> Ledger:
 
 def opinions_on(shard: str) -> Opinions:
     """Twelve clips that are there, and twelve of a shard that is not."""
-    opinions = Opinions(len(EMOTIONS))
+    opinions = Opinions([True] * len(EMOTIONS))
     said = np.full((24, 2, len(EMOTIONS)), 0.02, np.float32)
     said[:, 0, 0] = said[:, 1, 1] = 0.9 - 0.01 * np.arange(24)
     rows = [
         Provenance(key=f"clip-{n}", shard=shard if n < 12 else "/gone.tar", index=n % 12, epoch=0)
         for n in range(24)
     ]
-    opinions.enter(rows, said)
+    opinions.enter(rows, said, lambda _: 0.5)
     return opinions
 
 
@@ -111,7 +114,8 @@ def write_run(folder: Path, name: str, finished: bool = True, seed: int = 0) -> 
     run = folder / name / "001"
     run.mkdir(parents=True)
     (run / "spec.json").write_text(spec.model_dump_json())
-    (run / "shards.json").write_text("{}")
+    found = {"unlabelled": [asdict(one) for one in find_shards(shards, "shards")]}
+    (run / "shards.json").write_text(json.dumps(found))
     shard = f"{shards}/000000.tar"
     student = Student(spec.student, len(EMOTIONS), 16000)
     state = {"steps": STEPS, "opinions": opinions_on(shard).to_json()}
@@ -124,7 +128,7 @@ def write_run(folder: Path, name: str, finished: bool = True, seed: int = 0) -> 
     )  # fmt: skip
     writer.finish()
     curves = Curves(str(run))
-    for step in range(STEPS if finished else 100):
+    for step in range(STEPS if name == "large" else 100):
         curves.add("train/distilled_0.001_loss", 1 / (1 + step), step)
         curves.add("train/agrees_with_speech", 0.5, step)
     curves.add("validation/distilled_uar", 0.6, 100)
@@ -237,6 +241,51 @@ def test_a_study_and_a_benchmark_have_pages_too(tmp_path: Path) -> None:
         write_report([str(study), str(benchmark)])
 
 
+def test_runs_of_one_name_are_told_apart_and_one_is_not_shown_beside_itself(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "elsewhere" / "large" / "001"
+    shutil.copytree(run, copy)
+    text = Path(write_report([str(run), str(copy)], 0, str(tmp_path / "two.html"))).read_text()
+    assert f"{run.parent.parent.name}/large/001 beside elsewhere/large/001" in text
+    assert text.count("<h3>elsewhere/large/001</h3>") == 3
+    with pytest.raises(SpecError, match="given twice"):
+        write_report([str(run), f"{run}/"])
+
+
+def test_another_clip_at_a_disputed_ones_place_is_not_shown_for_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "moved")
+    samples = ((f"other-{n}", small_film(n), {"faces": BOXES}) for n in range(12))
+    write_shards(samples, str(tmp_path / "shards"), clips_per_shard=12)
+    text = Path(write_report([str(run)])).read_text()
+    assert "<video" not in text
+    assert text.count("cannot be had any more") == 12
+
+
+def test_runs_of_other_versions_are_told_and_what_they_kept_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "old")
+    (run / "answers.parquet").unlink()
+    text = Path(write_report([str(run)], 0)).read_text()
+    assert "was not kept" in text
+    assert "50.0 %" in text  # the student's UAR, by its result
+    spec = json.loads((run / "spec.json").read_text()) | {"of_a_later_version": 1}
+    (run / "spec.json").write_text(json.dumps(spec))
+    with pytest.raises(CheckpointError, match=r"spec.json is of another version.*of_a_later"):
+        write_report([str(run)])
+
+
+def test_sound_of_a_rate_that_browsers_do_not_know_can_be_played() -> None:
+    clip = Clip(
+        key="k", shard="s", index=0, epoch=0, waveform=np.full(30 * 7000, 99, np.int16),
+        faces=np.zeros((60, 32, 32, 3), np.uint8), has_face=np.ones(60, np.bool_),
+    )  # fmt: skip
+    with av.open(io.BytesIO(film_of(clip, 7000))) as film:
+        assert film.duration / av.time_base == pytest.approx(10, abs=0.2)  # the beginning of it
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"neither a run, nor .*result.json"):
+        write_report([str(tmp_path)])
+    (tmp_path / "study.parquet").touch()  # and killed before its result was written
+    with pytest.raises(SpecError, match="nor a finished study"):
         write_report([str(tmp_path)])
