@@ -23,6 +23,9 @@ def main() -> None:
     plan = export.plan(command.spec)
     if command.check:
         print(command.spec.model_dump_json(indent=1))
+        print(f"{plan.checkpoint}: its student {command.spec.student!r} can be exported")
+        for name, shards in plan.shards.items():
+            print(f"{name}: {len(shards)} shards, {sum(one.clips for one in shards)} clips")
         return
     found, place = export.run(plan)
     for table in export_result.tables_of(found):

@@ -182,7 +182,8 @@ def load_student(place: str, kind: str = "distilled") -> tuple[Student, tuple[st
         if name.startswith(f"{kind}/") and "/projections." not in name
     }
     if not weights:
-        raise CheckpointError(f"the checkpoint {place} holds no student {kind!r}")
+        there = ", ".join(sorted({name.partition("/")[0] for name in tensors}))
+        raise CheckpointError(f"the checkpoint {place} holds no student {kind!r}: give {there}")
     if spec.student.kind == "counting":
         raise CheckpointError(f"the student of {place} counts clips and answers nothing")
     student = Student(spec.student, len(spec.emotions), spec.clip.sample_rate_hz)

@@ -24,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = parser.add_subparsers(required=True).add_parser("predict", help=about)
     predict.add_options(command)
     command.add_argument(
-        "--student", default=".", metavar="FOLDER", help="that jobs/export.py wrote; this one"
+        "--student",
+        default=".",
+        metavar="FOLDER",
+        help="of an export; the current one",
     )
     command.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="where a PNG of each file is to go"

@@ -119,6 +119,8 @@ def explain(error: ValidationError, source: object) -> str:
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             message = "there is no such field; remove it or mend its name"
+        if mistake["type"] == "missing":
+            message = f"it is required: give it here or as --{field}"
         may_be_a_key = mistake["type"] in (SECRET, "extra_forbidden") or field.startswith("track")
         silent = isinstance(mistake["input"], dict) or may_be_a_key
         value = "" if silent else f" (given: {mistake['input']!r:.200})"

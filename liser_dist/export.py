@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 
 from liser_dist import footprint, onnx_writer, predict, storage
 from liser_dist.assessment import Scored, assess
+from liser_dist.batches import TEACHERS
 from liser_dist.checkpoints import load_student
 from liser_dist.committed import list_checkpoints, load_ledger, read_digests, read_spec
 from liser_dist.errors import CheckpointError, SpecError, in_a_line
@@ -39,6 +40,7 @@ from liser_dist.export_result import Export
 from liser_dist.export_spec import ExportSpec
 from liser_dist.footprint import Footprint
 from liser_dist.guard import ClipDecoder
+from liser_dist.learning import HEARD
 from liser_dist.model_card import write_card
 from liser_dist.onnx_writer import LEAST_S
 from liser_dist.predict import ExportedStudent
@@ -68,6 +70,7 @@ class ExportPlan:
     student: Student
     shards: dict[str, list[Shard]]  # "clips", and "labelled" where there are any
     passes: int  # clips in the weights, counted once an epoch
+    sets: dict[str, int]  # clips of the run's sets of shards, as far as that is known
     result: DistillResult | None  # of the run, where the checkpoint is its last
 
 
@@ -95,6 +98,7 @@ def plan(spec: ExportSpec) -> ExportPlan:
         student=student,
         shards={name: find_shards(at, f"data.{name}") for name, at in places.items() if at},
         passes=load_ledger(place).passes,
+        sets=_sets_of(place),
         result=_result_of(place),
     )
 
@@ -109,6 +113,12 @@ def _checkpoint_at(place: str) -> str:
         f"`checkpoint`: {place} has no checkpoint: give a run's folder (runs/NAME/001), or one "
         "of its checkpoints"
     )
+
+
+def _sets_of(checkpoint: str) -> dict[str, int]:
+    place = storage.join(checkpoint.rpartition("/checkpoints/")[0] or checkpoint, "shards.json")
+    found = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    return {name: sum(one["clips"] for one in shards) for name, shards in found.items()}
 
 
 def _result_of(checkpoint: str) -> DistillResult | None:
@@ -129,7 +139,7 @@ def run(asked: ExportPlan) -> tuple[Export, str]:
         folder = Path(name)
         front_bytes = write_models(asked, clips, folder)
         found = look_at(asked, clips, folder, front_bytes)
-        (folder / "README.md").write_text(write_card(found, asked.job, asked.result))
+        (folder / "README.md").write_text(write_card(found, asked.job, asked.result, asked.sets))
         storage.upload_folder(folder, asked.spec.output)
     place = storage.join(asked.spec.output, "export.json")
     storage.write_bytes(place, found.model_dump_json(indent=1).encode())
@@ -139,7 +149,7 @@ def run(asked: ExportPlan) -> tuple[Export, str]:
 def look_at(asked: ExportPlan, clips: Sequence[Clip], folder: Path, front_bytes: int) -> Export:
     """What the models in the folder are worth."""
     nets = ExportedStudent(folder), ExportedStudent(folder, int8=True)
-    logger.info("comparing ONNX with torch, and scoring both")
+    logger.info("comparing ONNX with torch%s", ", and scoring both" * ("labelled" in asked.shards))
     stretches = list(stretches_of(clips, asked.spec.clips, asked.job.clip.sample_rate_hz))
     parity, int8_parity = compare(asked.student, nets, stretches)
     scores, int8_scores = score(asked, nets)
@@ -308,7 +318,7 @@ def measure(asked: ExportPlan, folder: Path, clips: Sequence[Clip]) -> dict[str,
         "model.onnx": footprint.of_student(folder, False, windows, hop_s),
         "model.int8.onnx": footprint.of_student(folder, True, windows, hop_s),
     }
-    for name in ("speech", "face") if asked.spec.teachers else ():
+    for name in HEARD.get(asked.spec.student, TEACHERS) if asked.spec.teachers else ():
         teacher = getattr(job.teachers, name)
         shown = [clip for clip in windows if clip.has_face.any()] if name == "face" else windows
         if teacher is None or teacher.kind == "mock" or not shown:

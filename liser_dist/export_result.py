@@ -38,7 +38,7 @@ def tables_of(found: Export) -> list[Table]:
     """How large and fast, beside the teachers and what others published; how good."""
     sizes = Table(
         "", "parameters", "bytes", "load", "real-time factor", "99 %", "memory",
-        title=f"{found.name}: on one core, a window every second",
+        title=f"{found.name}, {found.student}: on one core, a window every second",
     )  # fmt: skip
     for column in sizes.columns[1:]:
         column.justify = "right"

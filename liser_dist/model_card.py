@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -15,11 +17,13 @@ from liser_dist.spec import DistillSpec
 from liser_dist.teacher_spec import AnyTeacher
 
 TASK = "audio-classification"
-TAGS = ["speech-emotion-recognition", "knowledge-distillation", "onnx"]
+TAGS = ["speech-emotion-recognition", "knowledge-distillation"]
 
 
-def write_card(export: Export, job: DistillSpec, result: DistillResult | None) -> str:
-    """Markdown. `result`: of the run, where it is finished."""
+def write_card(
+    export: Export, job: DistillSpec, result: DistillResult | None, sets: Mapping[str, int]
+) -> str:
+    """Markdown. `result`: of the run, where it is finished. `sets`: clips of its labelled sets."""
     pages = Environment(
         loader=PackageLoader("liser_dist"), undefined=StrictUndefined, trim_blocks=True
     )
@@ -31,8 +35,11 @@ def write_card(export: Export, job: DistillSpec, result: DistillResult | None) -
         job=job,
         learned=_learned(export.student),
         counts=result and result.clips,
-        labels_only=result.label_only.uar if result and result.label_only else None,
-        teacher_scores=_teacher_scores(result),
+        sets=sets,
+        labels_only=result.label_only.uar if heard and result and result.label_only else None,
+        teacher_scores={
+            name: uar for name, uar in _teacher_scores(result).items() if name in heard
+        },
         teachers={name: _told(teacher) for name, teacher in said.items() if teacher},
         percent=lambda share: f"{100 * share:.1f} %",
         seconds=lambda length: f"{length:g} s",
@@ -46,7 +53,7 @@ def _learned(student: str) -> str:
     if student in ("swapped_faces", "shuffled_targets"):
         return "A control, which learned from what teachers said of other clips: not to be used."
     return (
-        "It was distilled from large teachers on unlabelled video, in the manner of LiSER "
+        "It was distilled from teachers on unlabelled video, in the manner of LiSER "
         "(Pendyala, Morgado, Sethares, Interspeech 2025)."
     )
 
@@ -67,7 +74,7 @@ def _metadata(export: Export, job: DistillSpec) -> str:
     data = ModelCardData(
         library_name="onnx",
         pipeline_tag=TASK,
-        tags=TAGS,
+        tags=TAGS if said else TAGS[:1],
         base_model=of_hub or None,
         model_name=export.name,
         eval_results=scores,
@@ -96,4 +103,4 @@ def _told(teacher: AnyTeacher) -> str:
         of_type = folder.config["model_type"] if folder is not None else ""
     except (TeacherError, KeyError):  # it is not there any more
         of_type = ""
-    return f"{teacher.kind} {name}" + (f", a {of_type}" if of_type else "")
+    return f"{teacher.kind} {name}" + (f", of the type {of_type}" if of_type else "")

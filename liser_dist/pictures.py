@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import cycle
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SMALL = (4.6, 3.4)  # inches
+SECOND = " (B)"  # ends what is of the second of two runs
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
 
 
@@ -94,6 +95,15 @@ def draw_bands(
     pyplot.close(figure)
 
 
+def _lines_of(names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How each is drawn: the same thing of two runs in one colour, of the second in dashes."""
+    colours: dict[str, str] = {}
+    for name in names:
+        what = name.removesuffix(SECOND)
+        colour = colours.setdefault(what, COLOURS[len(colours) % len(COLOURS)])
+        yield name, {"color": colour, "linestyle": "-" if name == what else "--", "label": name}
+
+
 def draw_curves(
     curves: Mapping[str, NDArray[np.float64]], title: str, across: str, up: str, file: Path
 ) -> None:
@@ -104,16 +114,12 @@ def draw_curves(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=SMALL, layout="constrained")
-    for (name, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot(*points.T, color=colour, label=name, marker="o" if len(points) < 20 else None)
+    for name, line in _lines_of(curves):
+        axes.plot(*curves[name].T, marker="o" if len(curves[name]) < 20 else None, **line)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.set_title(title, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2).set_frame_on(False)
-    figure.savefig(file)
-    pyplot.close(figure)
+    _finish(figure, axes, title, file)
 
 
 def draw_reliability(found: Mapping[str, NDArray[np.float64]], title: str, file: Path) -> None:
@@ -124,13 +130,19 @@ def draw_reliability(found: Mapping[str, NDArray[np.float64]], title: str, file:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=SMALL, layout="constrained")
-    axes.plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)
-    for (name, points), colour in zip(found.items(), cycle(COLOURS), strict=False):
-        axes.plot(*points.T, color=colour, label=name, marker="o")
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    for name, line in _lines_of(found):
+        axes.plot(*found[name].T, marker="o", clip_on=False, **line)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("how sure it was")
     axes.set_ylabel("share that was right")
+    _finish(figure, axes, title, file)
+
+
+def _finish(figure: Any, axes: Any, title: str, file: Path) -> None:
+    from matplotlib import pyplot
+
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2).set_frame_on(False)

@@ -38,6 +38,9 @@ LEAST_HOP_S = 0.01
 SILENCE = 1e-3  # no sample louder, -60 dB: a model would name an emotion all the same
 PIECE_S = 0.1  # of a pipe, read at once
 GAP_S, LONGEST_GAP_S = 0.1, 3600.0  # in a film's sound; longer, and its clock was set anew
+MISSING_S = 0.5  # of sound that a file's header says there is
+# How files begin, of which samples would not.
+FILES = (b"RIFF", b"ID3", b"OggS", b"fLaC", b"\x1aE\xdf\xa3")
 EXIT_USER_MISTAKE = 2
 Floats = Any  # numpy array of float32
 Use = Callable[[str, Iterable["Answer"]], None]  # of a file's name and its answers
@@ -66,6 +69,12 @@ class ExportedStudent:
 
     def __init__(self, folder: str | Path, int8: bool = False) -> None:
         model = Path(folder) / ("model.int8.onnx" if int8 else "model.onnx")
+        for file in (Path(folder) / "config.json", model):
+            if not file.is_file():
+                raise InputError(
+                    f"{folder} is no exported student, for it has no {file.name}: give the folder "
+                    "that jobs/export.py wrote, or export the run first"
+                )
         try:
             config = json.loads((Path(folder) / "config.json").read_text())
             self.emotions: list[str] = config["emotions"]
@@ -79,8 +88,7 @@ class ExportedStudent:
             )
         except Exception as error:  # ONNX Runtime's are of many types
             raise InputError(
-                f"{folder} is no exported student: {type(error).__name__}: {error}; give the "
-                "folder that jobs/export.py wrote"
+                f"{folder} is no exported student, or a damaged one ({error}): export it again"
             ) from error
 
     def predict(self, file: str | Path, hop_s: float | None = None) -> list[Answer]:
@@ -151,26 +159,34 @@ def read_file(file: str | Path, rate_hz: int) -> Iterator[Floats]:
                     "%s: sound of %d Hz, and the student learned from %d Hz: it misses what is "
                     "above %d Hz", file, sound.rate, rate_hz, sound.rate // 2,
                 )  # fmt: skip
-            begun_s, heard_s = (media.start_time or 0) / av.time_base, 0.0
-            resampler: Any = None
-            resampled = None
-            for frame in _decode(media, sound):
-                gap_s = 0.0 if frame.time is None else frame.time - begun_s - heard_s
-                if GAP_S < gap_s < LONGEST_GAP_S:
-                    yield np.zeros(round(gap_s * rate_hz), np.float32)
-                    heard_s += gap_s
-                heard_s += frame.samples / frame.sample_rate
-                how = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if how != resampled:  # at first, and where a recording changes
-                    resampler, resampled = av.AudioResampler("flt", "mono", rate_hz), how
-                for piece in resampler.resample(frame):
-                    yield piece.to_ndarray()[0]
-            for piece in resampler.resample(None) if resampler is not None else ():
-                yield piece.to_ndarray()[0]
+            yield from _hear(media, sound, rate_hz)
     except av.FFmpegError as error:
         raise InputError(f"FFmpeg cannot read it as audio or video: {error.strerror}") from error
     except OSError as error:
         raise InputError(f"it cannot be opened: {error.strerror}") from error
+
+
+def _hear(media: Any, sound: Any, rate_hz: int) -> Iterator[Floats]:
+    begun_s, heard_s = (media.start_time or 0) / av.time_base, 0.0
+    resampler: Any = None
+    resampled = None
+    for frame in _decode(media, sound):
+        gap_s = 0.0 if frame.time is None else frame.time - begun_s - heard_s
+        if GAP_S < gap_s < LONGEST_GAP_S:
+            yield np.zeros(round(gap_s * rate_hz), np.float32)
+            heard_s += gap_s
+        heard_s += frame.samples / frame.sample_rate
+        how = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if how != resampled:  # at first, and where a recording changes
+            resampler, resampled = av.AudioResampler("flt", "mono", rate_hz), how
+        for piece in resampler.resample(frame):
+            yield piece.to_ndarray()[0]
+    for piece in resampler.resample(None) if resampler is not None else ():
+        yield piece.to_ndarray()[0]
+    said_s = float((sound.duration or 0) * (sound.time_base or 0))
+    if said_s - heard_s > MISSING_S:
+        log.warning("%s: its sound ends after %.1f s of %.1f s: it is damaged or cut short",
+                    media.name, heard_s, said_s)  # fmt: skip
 
 
 def _decode(media: Any, sound: Any) -> Iterator[Any]:
@@ -181,8 +197,14 @@ def _decode(media: Any, sound: Any) -> Iterator[Any]:
 
 
 def read_pcm(stream: IO[bytes], rate_hz: int) -> Iterator[Floats]:
-    """16-bit samples (s16le, mono, `rate_hz`) that come through a pipe, as they come."""
-    for pcm in iter(partial(stream.read, 2 * round(PIECE_S * rate_hz)), b""):
+    """16-bit samples (s16le, mono, `rate_hz`) that come through a pipe, as they come.
+
+    Raises InputError: it is a file.
+    """
+    pieces = iter(partial(stream.read, 2 * round(PIECE_S * rate_hz)), b"")
+    for number, pcm in enumerate(pieces):
+        if not number and (pcm.startswith(FILES) or pcm[4:8] == b"ftyp"):
+            raise InputError("this is a file and not samples: give its name in place of --stream")
         yield np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(np.float32) / 32768
 
 
@@ -250,7 +272,7 @@ def main(asked: argparse.Namespace, folder: str | Path, use: Use = forget) -> in
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_USER_MISTAKE
     except KeyboardInterrupt:
-        pass
+        status = 130  # as of any program that was interrupted
     except BrokenPipeError:  # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status

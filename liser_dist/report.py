@@ -18,13 +18,14 @@ from rich.table import Table
 
 from liser_dist import storage
 from liser_dist.errors import SpecError
+from liser_dist.pictures import SECOND
 from liser_dist.results import R, read_record, read_rows
 from liser_dist.run_facts import labels_of, read_run
 from liser_dist.run_page import cells_of, duration, percent, sections_of
 from liser_dist.runs import RESULT
 
 DISPUTES = 12  # clips shown of a run
-BENCHMARKS = ("benchmark.json", "simulate.json", "faults.json")
+BENCHMARKS = ("benchmark.json", "simulate.json", "faults.json", "damage.json", "memory.json")
 
 
 def kind_of(place: str) -> str:
@@ -42,7 +43,7 @@ def kind_of(place: str) -> str:
         return "run"
     raise SpecError(
         f"{place} is neither a run, nor a finished study, nor a benchmark: give the folder of its "
-        "result.json, study.parquet or benchmark.json"
+        f"shards.json, study.parquet or {', '.join(BENCHMARKS)}"
     )
 
 
@@ -51,7 +52,7 @@ def _is_study(place: str) -> bool:
 
 
 def write_report(places: Sequence[str], disputes: int = DISPUTES, output: str | None = None) -> str:
-    """Returns where the page is: in the folder of the first, when no file is given.
+    """Returns where the page is: in the folder of the first, when neither file nor folder is given.
 
     Raises LiserError: a place holds nothing that a page can be made of.
     """
@@ -69,7 +70,12 @@ def write_report(places: Sequence[str], disputes: int = DISPUTES, output: str | 
         case _:
             page = benchmark_page(places[0])
     content = render(kinds[0], page)
-    where = output or storage.join(places[0], "report.html" if len(places) == 1 else "beside.html")
+    name = "-beside-".join(
+        ["report", *(label.replace("/", "-") for label in labels_of(places)[1:])]
+    )
+    where = storage.join(output or places[0], f"{name.removesuffix(SECOND)}.html")
+    if output is not None and output.endswith(".html"):
+        where = output
     storage.write_bytes(where, content.encode())
     return where
 

@@ -18,6 +18,7 @@ from liser_dist.answers import Answers
 from liser_dist.committed import list_checkpoints, load_ledger, read_digests, read_file
 from liser_dist.ledger import Ledger
 from liser_dist.opinions import Opinions
+from liser_dist.pictures import SECOND
 from liser_dist.results import DistillResult, read_record
 from liser_dist.runs import RESULT
 from liser_dist.spec import DistillSpec
@@ -79,12 +80,16 @@ def read_run(place: str, label: str) -> RunFacts:
 
 
 def labels_of(places: Sequence[str]) -> list[str]:
-    """NAME/NUMBER of each run, and more of its place where that does not tell them apart."""
+    """NAME/NUMBER of each run, and more of its place where that does not tell them apart.
+
+    The second is marked, as its curves are.
+    """
     parts = [storage.resolve(place).rstrip("/").split("/") for place in places]
     longest = max(map(len, parts))
     enough = (n for n in range(2, longest) if len({tuple(p[-n:]) for p in parts}) == len(parts))
     shown = next(enough, longest)
-    return ["/".join(part[-shown:]) for part in parts]
+    names = ["/".join(part[-shown:]) for part in parts]
+    return [names[0], *(name + SECOND for name in names[1:])]
 
 
 def read_curves(folder: str) -> Curves:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from liser_dist.assessment import Scored, assess
 from liser_dist.disputed import show_disputes
 from liser_dist.fields import leaves
 from liser_dist.learning import DISTILLED
-from liser_dist.pictures import draw_curves, draw_reliability, draw_shares
+from liser_dist.pictures import SECOND, draw_curves, draw_reliability
 from liser_dist.results import DistillResult
 from liser_dist.run_facts import RunFacts
 from liser_dist.svg import inline
@@ -66,6 +66,8 @@ def sections_of(runs: Sequence[RunFacts], disputes: int) -> dict[str, Any]:
             for run, scores in zip(runs, scored, strict=True)
         ],
         "differences": differences_of(runs),
+        "beside": beside(scored) if len(runs) > 1 else [],
+        "times": times_of(runs),
         "pictures": pictures_of(runs),
     }
 
@@ -150,6 +152,25 @@ def differences_of(runs: Sequence[RunFacts]) -> list[tuple[str, str, str]]:
     ]
 
 
+def beside(scored: Sequence[Mapping[str, Scored]]) -> list[tuple[str, list[str]]]:
+    """Of each model that both runs have, the UAR in either and the second's lead, in points."""
+    one, two = scored
+    return [
+        (name, [percent(one[name].uar), percent(two[name].uar),
+                f"{100 * (two[name].uar - one[name].uar):+.1f}"])
+        for name in one if name in two
+    ]  # fmt: skip
+
+
+def times_of(runs: Sequence[RunFacts]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Of each part of the time, how long it was in each run, and its share there."""
+    spent = [time_of(run.result) for run in runs if run.result is not None]
+    return [
+        (part, [(duration(one[part]), one[part] / max(1e-9, sum(one.values()))) for one in spent])
+        for part in (spent[0] if spent else ())
+    ]
+
+
 # ---------------------------------------------------------------- who says what
 
 
@@ -164,9 +185,8 @@ def quarrel_of(run: RunFacts) -> Matrix | None:
     counts = run.opinions.counts
     if not counts.any():
         return None
-    return matrix_of(
-        "the teachers, on unlabelled clips", "speech \\ face", run.spec.emotions, counts.tolist()
-    )
+    title = f"the teachers, in {counts.sum():,} of {run.ledger.passes:,} passes of unlabelled clips"
+    return matrix_of(title, "speech \\ face", run.spec.emotions, counts.tolist())
 
 
 def matrix_of(title: str, across: str, names: Sequence[str], counts: list[list[int]]) -> Matrix:
@@ -181,12 +201,12 @@ def agreement_of(run: RunFacts) -> list[tuple[str, str, str]]:
         curve = run.curves.get(f"train/agrees_with_{name}")
         if curve is not None:
             last = percent(float(curve[-max(1, len(curve) // 10) :, 1].mean()))
-            clips = "unlabelled, in the last steps, while it learned"
+            clips = "unlabelled, last steps"
             found.append((f"student, {name} teacher", clips, last))
     counts = run.opinions.counts
     if counts.any():
         share = percent(float(counts.trace() / counts.sum()))
-        found.append(("speech teacher, face teacher", "unlabelled, all passes", share))
+        found.append(("speech teacher, face teacher", "unlabelled, where both spoke", share))
     if run.answers is None:
         return found
     models = [m for m in (DISTILLED, "speech_teacher", "face_teacher") if m in run.answers.logits]
@@ -216,7 +236,6 @@ def pictures_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
         "agreement": agreement
         and partial(draw_curves, agreement, says, "step", "% of clips"),
         "reliability": _reliability_of(runs),
-        "time": _time_of(runs),
     }  # fmt: skip
     return {name: inline(draw) for name, draw in drawn.items() if draw}
 
@@ -232,7 +251,7 @@ def _curves(runs: Sequence[RunFacts], head: str, tail: str, scale: float = 1) ->
 
 
 def _named(run: RunFacts, runs: Sequence[RunFacts], what: str) -> str:
-    return f"{run.label} {what}" if len(runs) > 1 else what
+    return what + SECOND if run is not runs[0] else what
 
 
 def thinned(points: Points) -> Points:
@@ -249,7 +268,7 @@ def _reliability_of(runs: Sequence[RunFacts]) -> partial[None] | None:
             assert run.answers is not None
             clips, logits = run.answers.of(name)
             labels = np.array([run.spec.emotions.index(clip.emotion) for clip in clips])
-            if clips and name in (DISTILLED, "speech_teacher", "face_teacher"):
+            if clips:
                 found[_named(run, runs, told(name))] = reliability(logits, labels)
     title = "Is it as sure as it is right? Test clips"
     return partial(draw_reliability, found, title) if found else None
@@ -265,11 +284,6 @@ def reliability(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Point
     right = shares.argmax(axis=1) == labels
     groups = np.array_split(order, max(1, min(BINS, len(order) // 10)))
     return np.array([[shares.max(axis=1)[rows].mean(), right[rows].mean()] for rows in groups])
-
-
-def _time_of(runs: Sequence[RunFacts]) -> partial[None] | None:
-    bars = {run.label: time_of(run.result) for run in runs if run.result is not None}
-    return partial(draw_shares, bars, "", "seconds") if bars else None
 
 
 def time_of(result: DistillResult) -> dict[str, float]:

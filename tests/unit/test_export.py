@@ -296,6 +296,27 @@ def test_times_are_those_of_the_film_also_where_its_sound_begins_late_and_pauses
     assert len(said) == 8
 
 
+def test_a_file_that_ends_too_soon_is_told_and_one_that_is_piped_is_refused(
+    run_alone: Alone, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "film.mkv", tmp_path / "cut.flac"
+    film_with_pauses(whole)
+    noise = np.random.default_rng(0).integers(-9999, 9999, (1, 4 * RATE_HZ)).astype(np.int16)
+    with av.open(cut, "w") as output:
+        sound = output.add_stream("flac", rate=RATE_HZ, layout="mono")
+        frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+        frame.sample_rate = RATE_HZ
+        output.mux([*sound.encode(frame), *sound.encode(None)])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    done = run_alone("--json", cut)
+    assert len(lines_of(done)) == 2
+    assert b"s of 4.0 s: it is damaged or cut short" in done.stderr
+    for file in (whole, cut):
+        done = run_alone("--stream", pcm=file.read_bytes())
+        assert done.returncode == 2
+        assert b"give its name in place of --stream" in done.stderr
+
+
 def test_silence_has_no_emotion(folder: Path) -> None:
     said = list(load_student(folder).listen([np.zeros(2 * RATE_HZ, np.float32)]))
     assert [(one.emotion, one.probabilities) for one in said] == [(None, {})] * 2

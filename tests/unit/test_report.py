@@ -174,7 +174,7 @@ def test_a_page_of_100_000_clips_asks_nobody_for_anything_and_is_small(text: str
     assert "default-src 'none'" in text
     assert "url(http" not in text
     assert "prefers-color-scheme: dark" in text
-    assert len(list(pictures(text))) == 5
+    assert len(list(pictures(text))) == 4
     assert all("currentColor" in one for one in pictures(text))
 
 
@@ -212,7 +212,8 @@ def test_two_runs_stand_side_by_side_with_what_they_were_asked_otherwise(
     assert "large/001 beside other/001" in text
     assert "<td>seed</td>" in text
     assert "This run is not finished" in text
-    assert len(list(pictures(text))) == 5
+    assert len(list(pictures(text))) == 4
+    assert "distilled 0.001 (B)" in text
     alone = Path(write_report([str(other)])).read_text()
     assert "no scores yet" in alone
 
@@ -234,7 +235,6 @@ def test_a_study_and_a_benchmark_have_pages_too(tmp_path: Path) -> None:
     assert len(list(pictures(text))) == 1
     benchmark.mkdir()
     row = {"kind": "decoder", "bytes_before": 2**20, "bytes_after": 2**21, "growth": 1.0}
-    (benchmark / "faults.json").write_text("[]")
     (benchmark / "memory.json").write_text(json.dumps([row]))
     assert "+100.0%" in Path(write_report([str(benchmark)])).read_text()
     with pytest.raises(SpecError, match="only runs can be shown side by side"):
@@ -247,8 +247,10 @@ def test_runs_of_one_name_are_told_apart_and_one_is_not_shown_beside_itself(
     copy = tmp_path / "elsewhere" / "large" / "001"
     shutil.copytree(run, copy)
     text = Path(write_report([str(run), str(copy)], 0, str(tmp_path / "two.html"))).read_text()
-    assert f"{run.parent.parent.name}/large/001 beside elsewhere/large/001" in text
-    assert text.count("<h3>elsewhere/large/001</h3>") == 3
+    assert f"{run.parent.parent.name}/large/001 beside elsewhere/large/001 (B)" in text
+    assert text.count("<h3>elsewhere/large/001 (B)</h3>") == 2
+    assert "<td>face teacher</td>" in text
+    assert "<td>+0.0</td>" in text  # points of UAR that the copy has more
     with pytest.raises(SpecError, match="given twice"):
         write_report([str(run), f"{run}/"])
 
@@ -284,7 +286,7 @@ def test_sound_of_a_rate_that_browsers_do_not_know_can_be_played() -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"neither a run, nor .*result.json"):
+    with pytest.raises(SpecError, match=r"neither a run, nor .*study.parquet"):
         write_report([str(tmp_path)])
     (tmp_path / "study.parquet").touch()  # and killed before its result was written
     with pytest.raises(SpecError, match="nor a finished study"):
