@@ -3,36 +3,52 @@
 
 Measure the system.
 
-    jobs/benchmark.py speed [SPEC] --output PLACE      how fast, beside its limit and a plain loop
-    jobs/benchmark.py simulate [SPEC] --output PLACE   on 1 to 64 GPUs, with teachers that only wait
-    jobs/benchmark.py faults [SPEC] --output PLACE     what becomes of the clips when it is broken
+    jobs/benchmark.py speed [SPEC] --output DIR      speed, compared with the limit and a plain loop
+    jobs/benchmark.py simulate [SPEC] --output DIR   schedule on 1 to 64 GPUs, simulated teachers
+    jobs/benchmark.py faults [SPEC] --output DIR     clips lost or repeated when things fail
 
-Each takes `--FIELD VALUE ...` as any job; prints tables, and leaves them with the log of each job
-under PLACE. Ends with 1 where something is not as it should be.
+Each takes `--FIELD VALUE ...` as any job does, prints tables, and writes them with the log of each
+job to DIR. The exit status is 1 if a result is out of its bounds.
 """
 
-import importlib
 import sys
 from pathlib import Path
 
-from liser_dist.command import read_command, run_job
+from liser_dist.benchmarks.job_runs import BenchmarkJob
+from liser_dist.command_line import read_command, run_job
+from liser_dist.config.distill import DistillSpec
 from liser_dist.errors import SpecError
-from liser_dist.spec import DistillSpec
 
 SPECS = Path(__file__).parent / "specs"
-MEASURED_BY = {
-    "speed": "liser_dist.speed",
-    "simulate": "liser_dist.simulation",
-    "faults": "liser_dist.fault_report",
-}
-ABOUT = f"Measure the system: {', '.join(MEASURED_BY)}."
+MEASUREMENTS = ("speed", "simulate", "faults")
+ABOUT = f"Measure the system: {', '.join(MEASUREMENTS)}."
+
+
+def measure(name: str, job: BenchmarkJob, folder: Path) -> bool:
+    """Run one measurement; True if its results are within their bounds."""
+    match name:  # the imports are heavy
+        case "speed":
+            from liser_dist.benchmarks.speed import measure_speed
+
+            return measure_speed(job, folder)
+        case "simulate":
+            from liser_dist.benchmarks.simulation import measure_simulation
+
+            return measure_simulation(job, folder)
+        case _:
+            from liser_dist.benchmarks.fault_report import measure_fault_tolerance
+
+            return measure_fault_tolerance(job, folder)
 
 
 def main() -> None:
-    what, *arguments = sys.argv[1:] or [""]
-    if what not in MEASURED_BY:
-        raise SpecError(f"jobs/benchmark.py does not know {what!r}; give {', '.join(MEASURED_BY)}")
-    command = read_command(arguments, SPECS / f"{what}.yaml", ABOUT, DistillSpec)
+    """Run the measurement that the command line names."""
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in MEASUREMENTS:
+        raise SpecError(
+            f"jobs/benchmark.py has no measurement {name!r}; give one of {', '.join(MEASUREMENTS)}"
+        )
+    command = read_command(arguments, SPECS / f"{name}.yaml", ABOUT, DistillSpec)
     spec = command.spec.with_absolute_places()
     if command.check:
         print(spec.model_dump_json(indent=1))
@@ -40,11 +56,11 @@ def main() -> None:
     folder = Path(spec.output)
     if "://" in spec.output or (folder.exists() and any(folder.iterdir())):
         raise SpecError(
-            f"output: {spec.output} is not an empty folder on disk; each measurement needs one"
+            f"`output` {spec.output} is not an empty folder on disk: give a new folder for each "
+            "measurement"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    measure = importlib.import_module(MEASURED_BY[what]).measure  # heavy
-    sys.exit(0 if measure(spec, folder) else 1)
+    sys.exit(0 if measure(name, BenchmarkJob(spec), folder) else 1)
 
 
 if __name__ == "__main__":

@@ -1,56 +1,71 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-The demo beside ways in which distillation must not help.
+Run the demo together with negative controls, in which distillation should not help.
 
     jobs/controls.py [SPEC] [--FIELD VALUE ...]
 
-1. Targets shuffled between the clips of a batch: only their distribution is left.
-2. The face teacher alone, and the same with the faces of other clips: its gain must go.
-3. A student taught by the label-only student's own pseudo-labels: no teacher knows more than it.
+1. Targets are shuffled between the clips of a batch, so that only their distribution is left.
+2. The face teacher alone, and the same with the faces of other clips, which should remove its gain.
+3. A student is trained on the labels-only student's pseudo-labels: its teacher knows no more.
 
-The first two learn from the very batches of the distilled student; the third is a run of its own.
+The first two learn from the same batches as the distilled student; the third is a separate run.
 """
 
 import sys
 from pathlib import Path
 
-from liser_dist.command import read_command, run_job
-from liser_dist.spec import DistillSpec
-from liser_dist.teacher_spec import StudentTeacher
+from liser_dist.command_line import read_command, run_job
+from liser_dist.config.distill import DistillSpec
+from liser_dist.config.teachers import StudentTeacher
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
 COMPARED = ("labels_only", "speech_only", "face_only", "swapped_faces", "shuffled_targets")
 
 
 def main() -> None:
-    command = read_command(sys.argv[1:], DEFAULT, "The demo and its controls.", DistillSpec)
-    asked = command.spec
-    from liser_dist import cluster, distillation, planning, screen  # heavy: see jobs/distill.py
+    """Check the demo and, without `--check`, run it and its controls."""
+    command = read_command(sys.argv[1:], DEFAULT, "Run the demo and its controls.", DistillSpec)
+    spec = command.spec
+    from liser_dist.cluster.connect import leave_ray
+    from liser_dist.console import print_controls, print_plan, print_result
+    from liser_dist.pipeline.plan import (
+        check_cluster,
+        check_data,
+        plan_distill,
+        prepare_corpus,
+        probe_outputs,
+    )
+    from liser_dist.training.distill import run_distill
 
-    first = changed(asked, compare=COMPARED, name=f"{asked.name}-controls")
-    plan = planning.plan(first, make_corpus=not command.check)
+    first = with_fields(spec, compare=COMPARED, name=f"{spec.name}-controls")
+    job = check_cluster(first)
+    probe_outputs(job.spec.output, job.spec.track)
     if command.check:
-        screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        shards = check_data(job)
+        print_plan(job.spec, job.spec.resources, job.worker_bounds, job.capacity, shards)
         return
-    result, place = distillation.run(plan)
-    second, _ = distillation.run(planning.plan(pseudo_labelled(first, result.checkpoint)))
-    cluster.leave_ray()
-    screen.print_result(result)
-    screen.print_controls(result, second.student)
+    prepare_corpus(job.spec.synthetic)
+    plan = plan_distill(job)
+    result, place = run_distill(plan)
+    second_job = check_cluster(pseudo_labelled(first, result.checkpoint))
+    second, _ = run_distill(plan_distill(second_job))
+    leave_ray()
+    print_result(result)
+    print_controls(result, second.student)
     print(place, flush=True)
 
 
 def pseudo_labelled(spec: DistillSpec, checkpoint: str) -> DistillSpec:
-    """The same job with the label-only student for a teacher."""
+    """Return the spec of the same job with the labels-only student as its teacher."""
     teacher = StudentTeacher(model=checkpoint, which="labels_only")
     teachers = {"speech": teacher, "face": None, "batch_size": spec.teachers.batch_size}
     name = f"{spec.name}-pseudo-labels"
-    return changed(spec, teachers=teachers, compare=(), synthetic=None, name=name)
+    return with_fields(spec, teachers=teachers, compare=(), synthetic=None, name=name)
 
 
-def changed(spec: DistillSpec, **fields: object) -> DistillSpec:
-    """The spec with other fields, checked as any."""
+def with_fields(spec: DistillSpec, **fields: object) -> DistillSpec:
+    """Return the spec with other values of these fields, validated."""
     return DistillSpec.model_validate({**spec.model_dump(), **fields})
 
 

@@ -1,18 +1,18 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-Unlabelled video in, student out.
+Distil a student from unlabelled video.
 
     jobs/distill.py [SPEC] [--check | --teach-only] [--FIELD VALUE ...]
 
-The line above is for the shell: run as a command, this finds the environment's own python.
+The line above is for the shell: run as a command, this file finds the environment's Python.
 """
 
 import sys
 from pathlib import Path
 
-from liser_dist.command import read_command, run_job
-from liser_dist.spec import DistillSpec
+from liser_dist.command_line import read_command, run_job
+from liser_dist.config.distill import DistillSpec
 
 DEFAULT = Path(__file__).parent / "specs" / "demo.yaml"
 ABOUT = "Distil a student from unlabelled video."
@@ -20,27 +20,46 @@ TEACH_ONLY = "--teach-only"
 
 
 def main() -> None:
+    """Check the job and, without `--check`, run it."""
     command = read_command(
-        sys.argv[1:], DEFAULT, ABOUT, DistillSpec, {TEACH_ONLY: "fill `targets.store`; stop"}
+        sys.argv[1:],
+        DEFAULT,
+        ABOUT,
+        DistillSpec,
+        {TEACH_ONLY: "compute the targets for `targets.store`, then stop"},
     )
-    # Heavy: a mistake in the spec is told before, and a spawned child that loads this file
-    # as its main module needs none of it.
-    from liser_dist import cluster, distillation, planning, screen, teaching
+    # These imports are heavy: a mistake in the spec is reported without them, and a child process
+    # that loads this file as its main module needs none of them.
+    from liser_dist.cluster.connect import leave_ray
+    from liser_dist.console import print_plan, print_result
+    from liser_dist.pipeline.fill_store import fill_store
+    from liser_dist.pipeline.plan import (
+        check_cluster,
+        check_data,
+        plan_distill,
+        prepare_corpus,
+        probe_outputs,
+    )
+    from liser_dist.training.distill import run_distill
 
     trains = TEACH_ONLY not in command.flags
-    plan = planning.plan(command.spec, make_corpus=not command.check, trains=trains)
+    job = check_cluster(command.spec, trains=trains)
+    probe_outputs(job.spec.output, job.spec.track)
     if command.check:
-        screen.print_plan(plan.spec, plan.capacity, plan.shards, trains)
+        shards = check_data(job)
+        print_plan(job.spec, job.spec.resources, job.worker_bounds, job.capacity, shards)
         return
+    prepare_corpus(job.spec.synthetic)
+    plan = plan_distill(job)
     if not trains:
-        store, _ = teaching.teach(plan)
-        cluster.leave_ray()
-        print(store.place, flush=True)
+        store, _ = fill_store(plan)
+        leave_ray()
+        print(store.path, flush=True)
         return
-    result, place = distillation.run(plan)
-    cluster.leave_ray()
-    screen.print_result(result)
-    print(place, flush=True)
+    result, path = run_distill(plan)
+    leave_ray()
+    print_result(result)
+    print(path, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-A checkpoint's student as a folder that runs alone: ONNX, int8, predict.py, a model card.
+Export a checkpoint's student to a folder that runs without this package: ONNX, int8, predict.py.
 
     jobs/export.py [SPEC] [--check] --checkpoint RUN [--output FOLDER] [--FIELD VALUE ...]
 """
@@ -9,27 +9,31 @@ A checkpoint's student as a folder that runs alone: ONNX, int8, predict.py, a mo
 import sys
 from pathlib import Path
 
-from liser_dist.command import read_command, run_job
-from liser_dist.export_spec import ExportSpec
+from liser_dist.command_line import read_command, run_job
+from liser_dist.config.export import ExportSpec
 
 DEFAULT = Path(__file__).parent / "specs" / "export.yaml"
-ABOUT = "A checkpoint's student as a folder that runs alone."
+ABOUT = "Export a checkpoint's student to a folder that runs without this package."
 
 
 def main() -> None:
+    """Check the spec and, without `--check`, export."""
     command = read_command(sys.argv[1:], DEFAULT, ABOUT, ExportSpec)
-    from liser_dist import export, export_result, screen  # heavy
+    from liser_dist.console import output
+    from liser_dist.export.job import plan_export, run_export
+    from liser_dist.export.result import export_tables
 
-    plan = export.plan(command.spec)
+    plan = plan_export(command.spec)
     if command.check:
         print(command.spec.model_dump_json(indent=1))
         print(f"{plan.checkpoint}: its student {command.spec.student!r} can be exported")
         for name, shards in plan.shards.items():
-            print(f"{name}: {len(shards)} shards, {sum(one.clips for one in shards)} clips")
+            clips = sum(shard.clips for shard in shards)
+            print(f"{name}: {clips} clips in {len(shards)} shards")
         return
-    found, place = export.run(plan)
-    for table in export_result.tables_of(found):
-        screen.console.print(table)
+    export, place = run_export(plan)
+    for table in export_tables(export):
+        output.print(table)
     print(place, flush=True)
 
 

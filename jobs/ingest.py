@@ -1,11 +1,11 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-Raw video in, clip shards out: what is new under `source` becomes shards under `output`.
+Cuts the recordings under `source` that are new into clips, and writes them as shards to `output`.
 
     jobs/ingest.py [SPEC] --source PLACE --output PLACE [--check | --watch] [--FIELD VALUE ...]
 
-The line above is for the shell: run as a command, this finds the environment's own python.
+The line above is for the shell: run as a command, this file finds the environment's Python.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from liser_dist.command import read_command, run_job
+from liser_dist.command_line import read_command, run_job
+from liser_dist.config.ingest import IngestSpec
 from liser_dist.errors import StorageError
-from liser_dist.ingest_spec import IngestSpec
 
 if TYPE_CHECKING:
-    from liser_dist.ingest import Plan
+    from liser_dist.ingest.job import IngestPlan
 
 DEFAULT = Path(__file__).parent / "specs" / "ingest.yaml"
 ABOUT = "Cut raw video into clip shards."
@@ -31,38 +31,41 @@ logger = logging.getLogger("liser_dist.jobs.ingest")
 
 
 def main() -> None:
-    flags = {WATCH: "go on for ever, and look for new video every `poll_s`"}
+    flags = {WATCH: "keep running, and check for new recordings every `poll_s`"}
     command = read_command(sys.argv[1:], DEFAULT, ABOUT, IngestSpec, flags)
-    # Heavy: a mistake in the spec is told before.
-    from liser_dist import cluster, ingest, ingest_screen
+    # Imported late, so that a mistake in the spec is reported at once.
+    from liser_dist.cluster.connect import leave_ray, start_ray
+    from liser_dist.ingest.console import print_ingest_plan, show_ingest
+    from liser_dist.ingest.job import ingest, plan_ingest
 
-    plan = ingest.plan(command.spec)
+    plan = plan_ingest(command.spec)
     if command.check:
-        ingest_screen.print_plan(plan)
+        print_ingest_plan(plan)
         return
-    cluster.start_ray(plan.capacity)
+    start_ray(plan.capacity)
     if WATCH in command.flags:
-        with contextlib.suppress(KeyboardInterrupt):  # what is done stays done
+        with contextlib.suppress(KeyboardInterrupt):  # committed groups are kept
             watch(plan)
     else:
-        ingest_screen.show(plan, ingest.ingest(plan))
-    cluster.leave_ray()
+        show_ingest(plan, ingest(plan))
+    leave_ray()
     print(plan.spec.output, flush=True)
 
 
-def watch(plan: Plan) -> None:
-    """Take what is new, for ever; storage that is away for a while is looked at again."""
-    from liser_dist import ingest, ingest_screen
+def watch(plan: IngestPlan) -> None:
+    """Ingest new recordings for ever; if the storage does not answer, try again later."""
+    from liser_dist.ingest.console import show_ingest
+    from liser_dist.ingest.job import ingest, plan_ingest
 
-    ingest_screen.show(plan, ingest.ingest(plan))
+    show_ingest(plan, ingest(plan))
     while True:
         time.sleep(plan.spec.poll_s)
         try:
-            plan = ingest.plan(plan.spec)
-            if plan.left:
-                ingest_screen.show(plan, ingest.ingest(plan))
+            plan = plan_ingest(plan.spec)
+            if plan.pending:
+                show_ingest(plan, ingest(plan))
         except StorageError as error:
-            logger.warning("%s; looking again in %g s", error, plan.spec.poll_s)
+            logger.warning("%s; trying again in %g s", error, plan.spec.poll_s)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,45 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-One HTML file that shows a run, two runs side by side, a study or a benchmark.
+Write a report of a run, two runs side by side, a study or a benchmark, as one HTML file.
 
     jobs/report.py RUN [RUN] [--output FILE] [--clips N] [--check]
 """
 
 import argparse
 
-from liser_dist.command import run_job
+from liser_dist.command_line import run_job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A page of a run, two runs, a study, a benchmark.")
-    parser.add_argument("places", nargs="+", metavar="RUN", help="its folder, on disk or s3://")
-    parser.add_argument(
-        "--output", metavar="FILE", help="or a folder; not given, that of the first"
+    """Write the report."""
+    parser = argparse.ArgumentParser(
+        description="Write an HTML report of a run, two runs, a study or a benchmark."
     )
-    parser.add_argument("--clips", type=int, default=12, help="on which the teachers differ; shown")
-    parser.add_argument("--check", action="store_true", help="say what each place is; stop")
-    asked = parser.parse_args()
-    if len(asked.places) > 2:
-        parser.error("two can be shown side by side, not more")
-    if asked.clips < 0:
-        parser.error(f"--clips {asked.clips}: give 0 or more")
-    from liser_dist import report  # heavy
+    parser.add_argument("places", nargs="+", metavar="RUN", help="a run's folder, on disk or s3://")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="file or folder to write to; by default the folder of the first RUN",
+    )
+    parser.add_argument(
+        "--clips", type=int, default=12, help="number of teacher disagreements to show (default 12)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="print what each folder holds, then stop"
+    )
+    options = parser.parse_args()
+    if len(options.places) > 2:
+        parser.error("at most two runs can be compared")
+    if options.clips < 0:
+        parser.error(f"--clips {options.clips}: give 0 or more")
+    from liser_dist.reports.page import folder_kind, write_report
 
-    if asked.check:
-        for place in asked.places:
-            print(f"{place}: a {report.kind_of(place)}")
+    if options.check:
+        for place in options.places:
+            print(f"{place}: a {folder_kind(place)}")
         return
-    print(report.write_report(asked.places, asked.clips, asked.output), flush=True)
+    print(write_report(options.places, options.clips, options.output), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-Labelled shards and a pretrained backbone in, a teacher out.
+Train a teacher on labelled shards, from a pretrained backbone.
 
     jobs/train_teacher.py [SPEC] [--check] --backbone MODEL --data.labelled SHARDS
         [--FIELD VALUE ...]
@@ -10,25 +10,33 @@ Labelled shards and a pretrained backbone in, a teacher out.
 import sys
 from pathlib import Path
 
-from liser_dist.command import read_command, run_job
-from liser_dist.train_teacher_spec import TrainTeacherSpec
+from liser_dist.command_line import read_command, run_job
+from liser_dist.config.train_teacher import TrainTeacherSpec
 
 DEFAULT = Path(__file__).parent / "specs" / "train-teacher.yaml"
 ABOUT = "Train a teacher on labelled shards."
 
 
 def main() -> None:
+    """Check the job and, without `--check`, run it."""
     command = read_command(sys.argv[1:], DEFAULT, ABOUT, TrainTeacherSpec)
-    from liser_dist import cluster, screen, teacher_training  # heavy
+    from liser_dist.cluster.connect import leave_ray
+    from liser_dist.console import output, print_plan
+    from liser_dist.pipeline.plan import probe_outputs
+    from liser_dist.training.teacher import plan_teacher, run_teacher_training, teacher_table
 
-    plan = teacher_training.plan(command.spec)
+    plan = plan_teacher(command.spec)
+    probe_outputs(plan.spec.output)
     if command.check:
-        screen.print_plan(plan.spec, plan.capacity, plan.shards)
+        bounds = (plan.spec.workers, plan.spec.workers)
+        print_plan(plan.spec, plan.spec.resources, bounds, plan.capacity, plan.shards)
         return
-    result, place = teacher_training.run(plan, command.spec)
-    cluster.leave_ray()
-    screen.console.print(teacher_training.table_of(result))
-    print(place, flush=True)
+    result, path = run_teacher_training(plan)
+    leave_ray()
+    output.print(teacher_table(result))
+    for warning in result.warnings:
+        output.print(f"WARNING: {warning}")
+    print(path, flush=True)
 
 
 if __name__ == "__main__":

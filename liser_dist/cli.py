@@ -1,4 +1,4 @@
-"""The command `liser`: what people who have a student, and no cluster, want of it.
+"""Implements the command `liser`, which runs exported students without a cluster.
 
 liser predict [--student FOLDER] [--pictures FOLDER] FILE...
 """
@@ -13,53 +13,59 @@ from pathlib import Path
 
 import numpy as np
 
-from liser_dist import predict
-from liser_dist.pictures import draw_bands
-from liser_dist.predict import Answer
+from liser_dist.export import predict
+from liser_dist.export.predict import Prediction
+from liser_dist.plots import draw_bands
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="liser", description="Speech-emotion students at work.")
-    about = "emotions over time, of audio or video files, or of a pipe"
+    """Run the command. If `arguments` are not given, they are those of the process."""
+    parser = argparse.ArgumentParser(prog="liser", description="Run speech-emotion models.")
+    about = "predict emotions over time for audio or video files, or for audio from a pipe"
     command = parser.add_subparsers(required=True).add_parser("predict", help=about)
     predict.add_options(command)
     command.add_argument(
         "--student",
         default=".",
         metavar="FOLDER",
-        help="of an export; the current one",
+        help="folder of an exported student (default: the current folder)",
     )
     command.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="where a PNG of each file is to go"
+        "--pictures", type=Path, metavar="FOLDER", help="also write a PNG for each file to FOLDER"
     )
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        use = Pictures(asked.pictures) if asked.pictures else predict.forget
+        consume = Pictures(options.pictures) if options.pictures else predict.discard
     except OSError as error:
-        parser.error(f"--pictures {asked.pictures}: {error.strerror}; give a folder to write to")
-    sys.exit(predict.main(asked, asked.student, use))
+        parser.error(f"--pictures {options.pictures}: {error.strerror}; give a writable folder")
+    sys.exit(predict.run_command(options, options.student, consume))
 
 
 class Pictures:
-    """Emotions of each file over time, as FOLDER/NAME.png; silence is left white.
+    """Draws the emotions of each file over time as FOLDER/NAME.png. Silence stays white.
 
-    Raises OSError where the folder cannot be made.
+    Args:
+        folder: where the pictures are written; created if need be.
+
+    Raises:
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._drawn = folder, Counter[str]()
 
-    def __call__(self, name: str, answers: Iterable[Answer]) -> None:
-        said = list(answers)
-        emotions = max((one.probabilities for one in said), key=len)
+    def __call__(self, name: str, predictions: Iterable[Prediction]) -> None:
+        """Draw the predictions of a file."""
+        windows = list(predictions)
+        emotions = max((window.probabilities for window in windows), key=len)
         if not emotions:
-            return  # all is silence
-        middles = np.array([(one.start_s + one.end_s) / 2 for one in said])
+            return  # silent from start to end
+        middles = np.array([(window.start_s + window.end_s) / 2 for window in windows])
         between = (middles[1:] + middles[:-1]) / 2
-        edges = np.concatenate([[said[0].start_s], between, [said[-1].end_s]])
+        edges = np.concatenate([[windows[0].start_s], between, [windows[-1].end_s]])
         shares = {
-            emotion: np.array([one.probabilities.get(emotion, 0.0) for one in said])
+            emotion: np.array([window.probabilities.get(emotion, 0.0) for window in windows])
             for emotion in emotions
         }
         title = Path(name).name

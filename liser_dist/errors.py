@@ -1,14 +1,15 @@
-"""The errors a caller can meet.
+"""Defines the errors that this package raises.
 
-LiserError                 something the user can mend; jobs print it and exit with 2
+LiserError                 a mistake the user can fix; jobs print it and exit with 2
 ├── SpecError              a field of the job's spec is wrong
-├── StorageError           a place cannot be listed, read or written
-│   └── MissingError       nothing is there
-├── ShardError             a shard cannot be read from here on
+├── StorageError           a path cannot be listed, read or written
+│   └── MissingError       there is no such file or folder
+├── ShardError             a shard cannot be read, or not to its end
 ├── TeacherError           a teacher cannot be loaded or does not fit the job
 ├── CheckpointError        a checkpoint cannot be used by this job
 ├── CapacityError          the job does not fit on the cluster
 ├── RejectionError         more clips were rejected than the spec allows
+├── TrainingError          gradients or weights are not finite
 └── SampleError            one clip is unusable; caught by the stage and counted
 """
 
@@ -18,14 +19,14 @@ from liser_dist.records import Reason
 
 
 class LiserError(Exception):
-    """Something the user can mend: names the field, the value and the remedy."""
+    """A mistake the user can fix. The message names the field, the value and the remedy."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
         self._message = message
 
     def __str__(self) -> str:
-        """As it was raised: on its way Ray Data writes advice of its own into `args`."""
+        """Return the message as it was raised; Ray Data appends advice of its own to `args`."""
         return self._message
 
 
@@ -34,15 +35,15 @@ class SpecError(LiserError):
 
 
 class StorageError(LiserError):
-    """A place cannot be listed, read or written."""
+    """A path cannot be listed, read or written."""
 
 
 class MissingError(StorageError):
-    """Nothing is there."""
+    """There is no such file or folder."""
 
 
 class ShardError(LiserError):
-    """A shard cannot be read from here on."""
+    """A shard cannot be read, or not to its end."""
 
 
 class TeacherError(LiserError):
@@ -61,8 +62,12 @@ class RejectionError(LiserError):
     """More clips were rejected than the spec allows."""
 
 
+class TrainingError(LiserError):
+    """Gradients or weights are not finite, so that training cannot continue."""
+
+
 class SampleError(LiserError):
-    """One clip is unusable. A stage catches it and the clip becomes a rejected row."""
+    """One clip is unusable. The stage catches the error, and the clip becomes a rejected row."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
@@ -70,10 +75,18 @@ class SampleError(LiserError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[Reason, str]]:
-        """Cross a process boundary with both parts (Exception's own way keeps only the text)."""
+        """Keep both parts when pickled; Exception's own method keeps only the text."""
         return type(self), (self.reason, self.detail)
 
 
-def in_a_line(error: BaseException | None) -> str:
-    """What another library's error says, shortened; its kind where it says nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def one_line(error: object, characters: int = 300) -> str:
+    """Return an error's text in one line of printable characters, cut to a length.
+
+    Args:
+        error: an exception or a text. An exception without a text gives the name of its class.
+        characters: maximum length of the line.
+    """
+    text = str(error)[: 5 * characters]  # some errors carry the contents of a file
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = " ".join(printable.split())[:characters]
+    return line or (type(error).__name__ if isinstance(error, BaseException) else "")

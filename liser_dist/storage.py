@@ -1,11 +1,12 @@
-"""Places: folders and files on disk or `s3://`, listed, read, and written whole.
+"""Lists, reads and writes files and folders on disk or on S3, and writes each file atomically.
 
-Credentials and the endpoint of an S3 server come from the environment or the instance role, under
-the names that every S3 tool reads (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`), never from a spec.
+A place is a path on disk or an `s3://` URI. Credentials and the endpoint of an S3 server come from
+the environment or the instance role, under the names that every S3 tool reads
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`), never from a spec.
 
-What may pass on S3 (no connection, a time-out, a server that is busy, a body cut short) is tried
-again until somebody's patience ends: all that is done here may be done twice. What cannot pass (no
-such file, access denied) is told at once.
+Temporary S3 failures (no connection, a time-out, a busy server, a truncated body) are retried for
+about `patience_s`; every operation here may safely run twice. Permanent ones (no such file, access
+denied) raise at once. Every function that touches files raises StorageError if it fails.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import io
 import logging
 import os
 import posixpath
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -33,45 +36,45 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from liser_dist.errors import MissingError, StorageError, in_a_line
-from liser_dist.fields import absolute_place
+from liser_dist.config.base import absolute_place
+from liser_dist.errors import MissingError, StorageError, one_line
+from liser_dist.storage_errors import http_status, is_storage_failure, may_pass, remedy_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 READ_BLOCK_BYTES = 8 * 2**20
-# In the middle of a job a server may be restarted; at its start somebody waits for the answer.
+# During a job a server may be restarted; at a job's start a person waits for the answer.
 PATIENCE_S = 120.0
 CHECK_PATIENCE_S = 20.0
 _LONGEST_WAIT_S = 5.0
 _SILENCE_S = 15
 _SLOWEST_PUT_BYTES_S = 2**20
+_EXISTS, _NOT_SUPPORTED = 412, 501  # HTTP status of a conditional write
 _S3_OPTIONS = {
     "config_kwargs": {
         "connect_timeout": 5,
         "read_timeout": _SILENCE_S,
-        # Once again at once, so that a hiccup does not cost a listing of many pages. More, and it
-        # were a matter of luck when it gives up; its budget of retries is used up for good, too.
+        # One immediate retry, so that a hiccup does not restart a listing of many pages. With more,
+        # botocore's retry quota, which is not refilled, would decide when it gives up.
         "retries": {"mode": "standard", "total_max_attempts": 2},
     },
-    # An object that is replaced while it is read is noticed by its ETag: not every server knows
-    # If-Match. What is known of it must be fresh for this.
+    # An object that is replaced while it is read is detected by its ETag, because not every server
+    # supports If-Match. This needs fresh metadata.
     "local_expiry_check": True,
     "use_listings_cache": False,
 }
-_BUSY = {429, 500, 502, 503, 504}
-_DAMAGED_ON_ITS_WAY = {"BadDigest", "IncompleteBody"}
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-# rclone's and other servers' ranged answers carry no checksum of the part.
+# Ranged responses of rclone and other servers have no checksum of the part.
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file at a place. `version` changes when its content does: an ETag, or time and size."""
+    """A file. `version` changes with its content: an ETag, or modification time and size."""
 
     place: str
     size_bytes: int
@@ -79,38 +82,42 @@ class StoredFile:
 
 
 def is_remote(place: str) -> bool:
+    """Return whether the place is a URI and not a path on disk."""
     return "://" in place
 
 
 def resolve(place: str) -> str:
-    """The place as every process can name it: absolute when it is on disk."""
+    """Return an absolute path, or the URI, as processes in other folders need it."""
     return absolute_place(place)
 
 
 def join(place: str, *parts: str) -> str:
+    """Return the place of a file or folder below a place."""
     return posixpath.join(resolve(place), *parts)
 
 
 def filesystem(place: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a place, and its path there."""
+    """Return the fsspec file system of a place, and the path within it."""
     if not is_remote(place):
         return fsspec.filesystem("file"), resolve(place)
     files = fsspec.filesystem("s3", **_S3_OPTIONS)
-    # s3fs tries 5 times, in reads 25 times, what the client tries: half an hour of silence.
+    # s3fs repeats the client's own retries 5 times, in reads 25 times: half an hour of silence.
     files.retries = 1
-    # Not by fsspec's url_to_fs, to which `::` in a name is more than a name.
+    # fsspec's url_to_fs would interpret `::` in a file name.
     return files, resolve(place).removeprefix("s3://")
 
 
 @contextmanager
 def _explained(place: str, doing: str) -> Iterator[None]:
-    """Turn what a file system raises into an error with a remedy."""
+    """Turn the errors of a file system into a StorageError with a remedy."""
     try:
         yield
     except StorageError:
         raise
     except FileNotFoundError as error:
-        raise MissingError(f"cannot {doing} {place}: it is not there; check the place") from error
+        raise MissingError(
+            f"cannot {doing} {place}: no such file or folder; check the path"
+        ) from error
     except PermissionError as error:
         remedy = (
             f"check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or its role"
@@ -119,83 +126,53 @@ def _explained(place: str, doing: str) -> Iterator[None]:
         )
         raise StorageError(f"cannot {doing} {place}: access denied; {remedy}") from error
     except Exception as error:
-        if not _is_storage_failure(error):
+        if not is_storage_failure(error):
             raise
-        remedy = _remedy(place, error)
-        raise StorageError(f"cannot {doing} {place}: {in_a_line(error)}; {remedy}") from error
+        remedy = remedy_for(error, is_remote(place))
+        raise StorageError(f"cannot {doing} {place}: {one_line(error)}; {remedy}") from error
 
 
-def _patiently(place: str, doing: str, patience_s: float, attempt: Callable[[], T]) -> T:
-    """What an attempt returns; tried again on S3 for as long as that can help and patience lasts.
+def _with_retries(place: str, doing: str, patience_s: float, attempt: Callable[[], _T]) -> _T:
+    """Return what `attempt` returns, retrying temporary failures on S3.
 
-    The last attempt begins within `patience_s` and _LONGEST_WAIT_S.
+    The last attempt starts at most `patience_s` + _LONGEST_WAIT_S after the first.
     """
 
-    def say_once(state: RetryCallState) -> None:
+    def warn_once(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
-            why = in_a_line(state.outcome.exception())
-            logger.warning("cannot %s %s yet: %s; trying again", doing, place, why)
+            cause = one_line(state.outcome.exception())
+            logger.warning("cannot %s %s yet: %s; retrying", doing, place, cause)
 
     if not is_remote(place):
         return attempt()
     retrying = Retrying(
-        retry=retry_if_exception(_may_pass),
+        retry=retry_if_exception(may_pass),
         wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S),
         stop=stop_after_delay(patience_s),
-        before_sleep=say_once,
+        before_sleep=warn_once,
         reraise=True,
     )
     return retrying(attempt)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether it can help to try again: the network's fault, or a server that is busy or starts."""
-    import aiohttp
-    from botocore import exceptions as boto  # type: ignore[import-untyped]
-    from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
-
-    if isinstance(
-        error,
-        TimeoutError | ConnectionError | aiohttp.ClientError | boto.ConnectionError
-        | boto.HTTPClientError | boto.IncompleteReadError | ResponseParserError,
-    ):  # fmt: skip
-        return True
-    answer = getattr(error.__cause__, "response", None)
-    if not answer:
-        return False
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status in _BUSY or answer.get("Error", {}).get("Code") in _DAMAGED_ON_ITS_WAY
-
-
-def _is_storage_failure(error: Exception) -> bool:
-    module = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or module in {"botocore", "aiobotocore", "aiohttp"}
-
-
-def _remedy(place: str, error: Exception) -> str:
-    if "credential" in str(error).lower():
-        return (
-            f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or give it a role"
-        )
-    if "connect" in str(error).lower():
-        return "check AWS_ENDPOINT_URL and the network"
-    if is_remote(place) and _may_pass(error):
-        return "check the network and the server"
-    return "check the place, its bucket and the disk"
-
-
 def list_files(
     place: str, suffix: str = "", patience_s: float = CHECK_PATIENCE_S
 ) -> list[StoredFile]:
-    """The files under a folder, or the one file that the place is, sorted by name.
+    """Return the files below a folder, or the one file at the place, sorted by name.
 
-    Raises StorageError when the place is missing or may not be listed.
+    Args:
+        place: A folder or file.
+        suffix: Return only files whose name ends in this.
+        patience_s: How long temporary failures are retried.
+
+    Raises:
+        StorageError: The place does not exist or cannot be listed.
     """
     with _explained(place, "list"):
-        found = _patiently(place, "list", patience_s, partial(_find, place))
+        infos = _with_retries(place, "list", patience_s, partial(_find, place))
     return [
         StoredFile(name, info["size"], _version(info))
-        for name, info in sorted(found.items())
+        for name, info in sorted(infos.items())
         if name.endswith(suffix)
     ]
 
@@ -204,17 +181,17 @@ def _find(place: str) -> dict[str, dict[str, Any]]:
     files, path = filesystem(place)
     if is_remote(place):
         _require_bucket(files, place, path)
-    found = files.find(path, detail=True)
-    if not found and not files.exists(path):
+    infos = files.find(path, detail=True)
+    if not infos and not files.exists(path):
         raise FileNotFoundError(path)
     if is_remote(place):
-        return {files.unstrip_protocol(name): info for name, info in found.items()}
-    # Of a link, a listing gives the link's own time, and a look at the file that of the file.
-    return {n: files.info(n) if info["islink"] else info for n, info in found.items()}
+        return {files.unstrip_protocol(name): info for name, info in infos.items()}
+    # For a symbolic link, the listing has the time of the link, and `info` that of the file.
+    return {n: files.info(n) if info["islink"] else info for n, info in infos.items()}
 
 
 def _require_bucket(files: AbstractFileSystem, place: str, path: str) -> None:
-    """s3fs lists a bucket that is not there, or that refuses us, as an empty one."""
+    """Raise for a missing or forbidden bucket, which s3fs lists as an empty one."""
     bucket = path.partition("/")[0]
     try:
         files.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
@@ -230,10 +207,10 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def version_of(place: str) -> str:
-    """The version of one file as `list_files` says it, asked anew. Raises StorageError."""
+    """Return the current version of one file, as in `list_files`."""
     with _explained(place, "read"):
         files, path = filesystem(place)
-        info = _patiently(place, "read", PATIENCE_S, partial(files.info, path))
+        info = _with_retries(place, "read", PATIENCE_S, partial(files.info, path))
         if info["type"] != "file":
             raise FileNotFoundError(path)
     return _version(info)
@@ -241,78 +218,83 @@ def version_of(place: str) -> str:
 
 @contextmanager
 def open_read(place: str, patience_s: float = PATIENCE_S) -> Iterator[IO[bytes]]:
-    """A file's bytes as a stream. Raises StorageError.
+    """Open a file for reading as a stream.
 
-    On S3 patience is anew for each range of READ_BLOCK_BYTES or more.
+    On S3, `patience_s` applies to each range of READ_BLOCK_BYTES or more.
+
+    Raises:
+        StorageError: The file cannot be opened, or a later read fails.
     """
     with _explained(place, "read"):
         files, path = filesystem(place)
-        options = {"cache_type": "readahead"} if is_remote(place) else {}
-        opening = partial(files.open, path, "rb", block_size=READ_BLOCK_BYTES, **options)
-        with _patiently(place, "read", patience_s, opening) as stream:
+        cache = {"cache_type": "readahead"} if is_remote(place) else {}
+        opening = partial(files.open, path, "rb", block_size=READ_BLOCK_BYTES, **cache)
+        with _with_retries(place, "read", patience_s, opening) as stream:
             if is_remote(place):
                 fetch = partial(_fetch_whole, stream.cache.fetcher)
-                stream.cache.fetcher = partial(_fetch_patiently, place, patience_s, fetch)
+                stream.cache.fetcher = partial(_fetch_with_retries, place, patience_s, fetch)
             yield stream
 
 
-def _fetch_patiently(
+def _fetch_with_retries(
     place: str, patience_s: float, fetch: Callable[[int, int], bytes], start: int, end: int
 ) -> bytes:
-    # Explained here: who reads a tar from the stream would take another error for damage.
+    # The error is translated here: a reader of a tar would take any other error for damage.
     with _explained(place, "read"):
-        return _patiently(place, "read", patience_s, partial(fetch, start, end))
+        return _with_retries(place, "read", patience_s, partial(fetch, start, end))
 
 
 def _fetch_whole(fetch: Callable[[int, int], bytes], start: int, end: int) -> bytes:
-    """A range of a file; one that ends too soon must not be taken for the file's end."""
+    """Fetch a range of a file, and raise if it is shorter than requested."""
     from botocore.exceptions import IncompleteReadError  # type: ignore[import-untyped]
 
     try:
         data = fetch(start, end)
     except IndexError as error:
-        # s3fs stumbles over a time-out: `ex.args[0]` of an OSError without arguments.
-        raise TimeoutError(f"nothing came for {_SILENCE_S} s") from error
+        # s3fs fails on a time-out: it reads `ex.args[0]` of an OSError without arguments.
+        raise TimeoutError(f"the server sent no data for {_SILENCE_S} s") from error
     if len(data) != end - start:
         raise IncompleteReadError(actual_bytes=len(data), expected_bytes=end - start)
     return data
 
 
 def read_bytes(place: str) -> bytes:
+    """Return the content of a file."""
     with open_read(place) as stream:
         return b"".join(iter(partial(stream.read, READ_BLOCK_BYTES), b""))
 
 
 def exists(place: str, patience_s: float = PATIENCE_S) -> bool:
-    with _explained(place, "look for"):
+    """Return whether there is a file or folder at the place."""
+    with _explained(place, "check"):
         files, path = filesystem(place)
-        return bool(_patiently(place, "look for", patience_s, partial(files.exists, path)))
+        return bool(_with_retries(place, "check", patience_s, partial(files.exists, path)))
 
 
 def write_bytes(place: str, content: bytes, patience_s: float = PATIENCE_S) -> None:
-    """Write a file whole or not at all: a put on S3, a rename on disk. Raises StorageError."""
+    """Write a file atomically: with one put on S3, with a rename on disk."""
     with _explained(place, "write"):
         files, path = filesystem(place)
         if is_remote(place):
-            # The client waits for ever for a server that takes no more bytes.
+            # The client would wait forever for a server that stops reading.
             timeout = 2 * _SILENCE_S + len(content) / _SLOWEST_PUT_BYTES_S
             put = partial(files.pipe_file, path, content, timeout=timeout)
-            _patiently(place, "write", patience_s, put)
+            _with_retries(place, "write", patience_s, put)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        half = f"{path}.{uuid.uuid4().hex}.part"
+        part = f"{path}.{uuid.uuid4().hex}.part"
         try:
-            with open(half, "wb") as stream:
+            with open(part, "wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            Path(half).replace(path)
+            Path(part).replace(path)
         finally:
-            Path(half).unlink(missing_ok=True)
+            Path(part).unlink(missing_ok=True)
 
 
 def write_table(place: str, table: pa.Table) -> None:
-    """As Parquet, whole. Raises StorageError."""
+    """Write a table as a Parquet file, atomically."""
     import pyarrow.parquet as pq
 
     content = io.BytesIO()
@@ -321,18 +303,55 @@ def write_table(place: str, table: pa.Table) -> None:
 
 
 def claim(place: str) -> bool:
-    """Make a folder that was not there; False when it was. On S3, where no folders are, True."""
+    """Create a file unless it exists, and return whether this call created it.
+
+    On an S3 server without conditional writes (`If-None-Match: *`), two calls at the same moment
+    may both return True.
+    """
+    owner = f"{gethostname()} {os.getpid()} {uuid.uuid4().hex}".encode()
     with _explained(place, "write"):
-        if not is_remote(place):
-            try:
-                Path(place).mkdir(parents=True)
-            except FileExistsError:
-                return False
+        if is_remote(place):
+            return _with_retries(place, "write", PATIENCE_S, partial(_create, place, owner))
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(place, "xb") as stream:
+                stream.write(owner)
+        except FileExistsError:
+            return False
     return True
 
 
+def _create(place: str, content: bytes) -> bool:
+    files, path = filesystem(place)
+    put = partial(files.pipe_file, path, content, timeout=2 * _SILENCE_S)
+    try:
+        put(mode="create")
+    except OSError as error:
+        if http_status(error) == _EXISTS:  # maybe from an earlier try, whose answer was lost
+            return bool(files.cat_file(path) == content)
+        if http_status(error) != _NOT_SUPPORTED:
+            raise
+        if files.exists(path):
+            return False
+        put()
+    return True
+
+
+def age_s(place: str) -> float:
+    """Return the seconds since a file was written; on S3 by the clock of the server."""
+    with _explained(place, "check"):
+        files, path = filesystem(place)
+        if not is_remote(place):
+            return time.time() - Path(place).stat().st_mtime
+        bucket, _, key = path.partition("/")
+        head = partial(files.call_s3, "head_object", Bucket=bucket, Key=key)
+        answer = _with_retries(place, "check", PATIENCE_S, head)
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - answer["LastModified"]).total_seconds())
+
+
 def remove(place: str, patience_s: float = PATIENCE_S) -> None:
-    """Remove a file or a folder with all that is in it; nothing where there is nothing."""
+    """Remove a file, or a folder with its contents, if it exists."""
 
     def remove_it() -> None:
         files, path = filesystem(place)
@@ -340,11 +359,11 @@ def remove(place: str, patience_s: float = PATIENCE_S) -> None:
             files.rm(path, recursive=True)
 
     with _explained(place, "remove"):
-        _patiently(place, "remove", patience_s, remove_it)
+        _with_retries(place, "remove", patience_s, remove_it)
 
 
 def list_folders(place: str) -> list[str]:
-    """Names of the folders directly under a place; none where it is not there."""
+    """Return the names of the folders directly below a place; empty if it does not exist."""
 
     def find_folders() -> list[str]:
         files, path = filesystem(place)
@@ -357,17 +376,21 @@ def list_folders(place: str) -> list[str]:
         )
 
     with _explained(place, "list"):
-        return _patiently(place, "list", PATIENCE_S, find_folders)
+        return _with_retries(place, "list", PATIENCE_S, find_folders)
 
 
 def upload_folder(folder: Path, place: str) -> None:
-    """Copy what is in a folder on disk to a place, under the same names."""
+    """Copy the contents of a folder on disk to a place, under the same names."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         write_bytes(join(place, *file.relative_to(folder).parts), file.read_bytes())
 
 
 def require_writable(place: str, field: str) -> None:
-    """Raise StorageError, naming the spec's field, when nothing can be written at the place."""
+    """Check that files can be written below a place, by writing and removing one.
+
+    Raises:
+        StorageError: Nothing can be written. The message names the field of the spec.
+    """
     probe = join(place, f".writable-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"", CHECK_PATIENCE_S)

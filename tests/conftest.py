@@ -2,7 +2,7 @@
 
 import pytest
 
-from liser_dist.local_cluster import free_port
+from liser_dist.benchmarks.testbed.local_cluster import free_port
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small real clips and films for tests."""
+"""Makes small real clips and films for tests."""
 
 import functools
 import io
@@ -11,15 +11,23 @@ import av
 import cv2
 import numpy as np
 
-from liser_dist import drawing, synthesis
-from liser_dist.fields import EMOTIONS
+from liser_dist.config.base import EMOTIONS
+from liser_dist.synthetic.pictures import draw_clip
+from liser_dist.synthetic.voices import (
+    draw_mood,
+    draw_person,
+    draw_syllables,
+    loudness,
+    record,
+    speak,
+)
 
 RATE = 16000
 FACES_PER_S = 24
 
 
 def small_film(seed: int, seconds: float = 1.2) -> bytes:
-    """An mp4 of 64 x 48 at 5 frames a second, with a wavering tone of its own."""
+    """Return an mp4 of 64 x 48 at 5 frames a second; picture and wavering tone follow the seed."""
     random = np.random.default_rng(seed)
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
@@ -48,36 +56,38 @@ def small_film(seed: int, seconds: float = 1.2) -> bytes:
 
 @functools.cache
 def _speech() -> tuple[np.ndarray, np.ndarray]:
-    """5 s of a voice that silero-vad takes for speech: [samples] at 16 kHz, -1..1, and how far it
-    opens the mouth, [frames]."""
+    """Return 5 s of a voice that silero-vad takes for speech, and how far it opens the mouth.
+
+    [samples] at 16 kHz in -1..1, and [frames].
+    """
     draw = np.random.default_rng(2)
-    person = synthesis.draw_person("voice", draw)
-    voice, _ = synthesis.draw_mood(person, EMOTIONS[2], 1.0, draw)
-    syllables = synthesis.draw_syllables(person, voice, 5.0, draw)
-    sound = synthesis.record(synthesis.speak(person, voice, syllables, draw), False, draw)
+    person = draw_person("voice", draw)
+    voice, _ = draw_mood(person, EMOTIONS[2], 1.0, draw)
+    syllables = draw_syllables(person, voice, 5.0, draw)
+    sound = record(speak(person, voice, syllables, draw), False, draw)
     times_s = np.arange(5 * FACES_PER_S) / FACES_PER_S
-    return sound / 32768, synthesis.loudness(syllables, voice, times_s)
+    return sound / 32768, loudness(syllables, voice, times_s)
 
 
 @functools.cache
 def _face() -> np.ndarray:
-    """[frames, 200, 200, 3] of a drawn face that the Haar detector finds, saying this."""
+    """Return [frames, 200, 200, 3] of a drawn, speaking face that the Haar detector finds."""
     draw = np.random.default_rng(1)
-    person = synthesis.draw_person("face", draw)
-    _, face = synthesis.draw_mood(person, EMOTIONS[1], 1.0, draw)
-    frames, _ = drawing.draw_clip(person, face, _speech()[1], False, draw)
+    person = draw_person("face", draw)
+    _, face = draw_mood(person, EMOTIONS[1], 1.0, draw)
+    frames, _ = draw_clip(person, face, _speech()[1], False, draw)
     return np.stack([cv2.resize(frame, (200, 200)) for frame in frames])
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A shot of so many seconds: who is in the picture, whether somebody speaks."""
+    """A shot: its length, the faces in the picture, and whether somebody speaks."""
 
     seconds: float
     faces: int = 1
     face_px: int = 200
     speech: bool = True
-    shade: int = 90  # of the wall, which tells shots apart
+    shade: int = 90  # of the wall, so that shots differ
 
 
 def talking_film(
@@ -89,9 +99,15 @@ def talking_film(
     events_s: Sequence[float] = (),
     fps: int = 24,
 ) -> bytes:
-    """A film of 480 x 240. At each event one white frame, and a click.
+    """Return a film of 480 x 240 with one white frame and a click at each event.
 
-    `from_s`: what its first time stamp says.
+    Args:
+        scenes: its shots, in order.
+        container: format of the file.
+        codecs: of picture and sound.
+        from_s: its first time stamp.
+        events_s: when the events are.
+        fps: frame rate.
     """
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
@@ -152,7 +168,7 @@ def _sound(scenes: Sequence[Scene], events_s: Sequence[float]) -> np.ndarray:
 
 
 def sound_file(seconds: float) -> bytes:
-    """A wav of somebody who speaks."""
+    """Return a wav of a voice that speaks."""
     file = io.BytesIO()
     with wave.open(file, "wb") as output:
         output.setnchannels(1)

@@ -1,4 +1,4 @@
-"""Hugging Face architectures in miniature, with random weights."""
+"""Small versions of Hugging Face architectures with random weights, for tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ SHAPE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 64,
-    "initializer_range": 0.3,  # so large that what goes in shows in what comes out
+    "initializer_range": 0.3,  # large, so that the output depends visibly on the input
 }
 SOUND: dict[str, Any] = {
     **SHAPE,
@@ -70,7 +70,7 @@ def _resnet() -> tuple[Any, Any]:
     return t.ResNetForImageClassification(config), processor
 
 
-# A net and what prepares its input.
+# Each entry builds a model and its feature extractor or image processor.
 MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "wav2vec2": lambda: (
         t.Wav2Vec2ForSequenceClassification(_sound("Wav2Vec2", **CLASSES)),
@@ -112,7 +112,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 def save(name: str, folder: Path) -> Path:
-    """The same model each time."""
+    """Save a model with its processor in `folder`; it is the same on every call."""
     torch.manual_seed(0)
     model, processor = MODELS[name]()
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Small nets, made on the spot."""
+"""Small ONNX models for tests, generated on demand."""
 
 from pathlib import Path
 
@@ -7,13 +7,11 @@ import onnx
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 
-def face_net(file: Path, channels: int = 3) -> Path:
-    """An ONNX classifier of crops: `x` [n, channels, h, w] -> `probs`, `logits`, `embedding`."""
-    draw = np.random.default_rng(0)
+def face_net(file: Path, channels: int = 3, seed: int = 0) -> Path:
+    """Save an ONNX classifier: `x` [n, channels, h, w] to `probs`, `logits`, `embedding`."""
+    rng = np.random.default_rng(seed)
     weights = [
-        numpy_helper.from_array(
-            (0.1 * draw.normal(size=(channels, width))).astype(np.float32), name
-        )
+        numpy_helper.from_array((0.1 * rng.normal(size=(channels, width))).astype(np.float32), name)
         for name, width in (("to_logits", 7), ("to_embedding", 256))
     ]
     nodes = [
@@ -27,23 +25,23 @@ def face_net(file: Path, channels: int = 3) -> Path:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])
         for name, width in (("probs", 7), ("logits", 7), ("embedding", 256))
     ]
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, "h", "w"])
-    graph = helper.make_graph(nodes, "face", [given], outputs, weights)
+    model_input = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, "h", "w"])
+    graph = helper.make_graph(nodes, "face", [model_input], outputs, weights)
     return _save(graph, file)
 
 
 def speech_net(file: Path) -> Path:
-    """An ONNX encoder of mel power: `x` [n, steps, 40] -> `embedding` [n, 256] of length 1."""
-    draw = np.random.default_rng(0)
-    weights = [numpy_helper.from_array(draw.normal(size=(40, 256)).astype(np.float32), "weights")]
+    """Save an ONNX encoder of mel power: `x` [n, steps, 40] to unit `embedding` [n, 256]."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.normal(size=(40, 256)).astype(np.float32), "weights")]
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["means"], axes=[1], keepdims=0),
         helper.make_node("MatMul", ["means", "weights"], ["wide"]),
         helper.make_node("LpNormalization", ["wide"], ["embedding"], axis=1, p=2),
     ]
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "steps", 40])
-    made = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 256])
-    return _save(helper.make_graph(nodes, "speech", [given], [made], weights), file)
+    model_input = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "steps", 40])
+    model_output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 256])
+    return _save(helper.make_graph(nodes, "speech", [model_input], [model_output], weights), file)
 
 
 def _save(graph: GraphProto, file: Path) -> Path:

@@ -1,9 +1,9 @@
-"""Real clips and nets, which lie beside a developer's checkout and not in it.
+"""Finds the real clips and models that some tests use, which are not part of the repository.
 
-They are other people's faces and weights, which are not ours to hand out, so a stranger's clone has
-none. What needs them looks at what cannot be made: how a detector does on real faces and where
-there are none, files that crash Decord or that other programs cut in their own way, a job on all of
-that. All else is tested on clips and nets that the tests make, everywhere.
+They contain faces and weights of other people and cannot be distributed, so a fresh clone skips
+these tests. They cover what cannot be generated: face detection on real pictures, files that crash
+Decord, files cut by other programs, and a job on all of these. Every other test generates its
+clips and models, and runs everywhere.
 """
 
 from pathlib import Path
@@ -15,5 +15,5 @@ CLIPS = SHARED / "clips"
 
 needs_clips = pytest.mark.skipif(
     not CLIPS.is_dir(),
-    reason=f"real faces and files that crash Decord are not ours to ship; none at {CLIPS}",
+    reason=f"real clips cannot be distributed with the repository; there are none at {CLIPS}",
 )

@@ -13,11 +13,11 @@ import s3fs
 import torch
 import yaml
 
-from liser_dist.checkpoints import load_checkpoint
-from liser_dist.committed import list_checkpoints
-from liser_dist.flaky_s3 import FlakyS3
-from liser_dist.local_cluster import LocalCluster, wait_until
-from liser_dist.shards import write_shards
+from liser_dist.benchmarks.testbed.flaky_s3 import FlakyS3
+from liser_dist.benchmarks.testbed.local_cluster import LocalCluster, wait_until
+from liser_dist.data.shards import write_shards
+from liser_dist.runs.checkpoint_files import list_checkpoints
+from liser_dist.runs.checkpoints import load_checkpoint
 from tests.films import small_film
 from tests.real import SHARED
 
@@ -56,7 +56,7 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 def shared() -> Path:
     """Real clips and nets; see tests/real.py."""
     if not SHARED.is_dir():
-        pytest.skip(f"others' faces, voices and weights are not ours to ship; none at {SHARED}")
+        pytest.skip(f"real clips and models cannot be distributed; none at {SHARED}")
     return SHARED
 
 

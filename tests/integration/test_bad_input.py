@@ -1,4 +1,4 @@
-"""What a user can get wrong is told by field, value and remedy, before anything is started."""
+"""User mistakes end a job before it starts, with a message that names field, value and remedy."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,15 +9,17 @@ import pytest
 import ray
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
-from liser_dist import pipeline, planning, screen
-from liser_dist.checkpoints import Checkpoint, pack_checkpoint
-from liser_dist.command import read_spec
-from liser_dist.committed import write_checkpoint
+from liser_dist.command_line import read_spec_file
+from liser_dist.config.distill import DistillSpec
+from liser_dist.console import print_plan
 from liser_dist.errors import CheckpointError, LiserError
-from liser_dist.learning import DISTILLED
-from liser_dist.ledger import Ledger
-from liser_dist.spec import DistillSpec
-from liser_dist.students import Student
+from liser_dist.pipeline.coordinator import start_coordinator
+from liser_dist.pipeline.plan import DistillPlan, check_cluster, plan_distill, probe_outputs
+from liser_dist.runs.checkpoint_files import write_checkpoint
+from liser_dist.runs.checkpoints import Checkpoint, pack_checkpoint
+from liser_dist.runs.ledger import Ledger
+from liser_dist.students.models import Student
+from liser_dist.students.variants import DISTILLED
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,11 +45,17 @@ def audio_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def plan_spec(file: Path) -> DistillPlan:
+    job = check_cluster(read_spec_file(file, DistillSpec))
+    probe_outputs(job.spec.output, job.spec.track)
+    return plan_distill(job)
+
+
 @pytest.fixture
 def refused(write_spec: Callable[..., Path]) -> Callable[..., str]:
     def plan(**change: Any) -> str:
         with pytest.raises(LiserError) as error:
-            planning.plan(read_spec(write_spec(**change)))
+            plan_spec(write_spec(**change))
         return str(error.value)
 
     return plan
@@ -102,7 +110,7 @@ def test_a_speech_model_in_the_face_teachers_place(
 def test_a_checkpoint_of_another_student(
     refused: Callable[..., str], write_spec: Callable[..., Path], tmp_path: Path
 ) -> None:
-    other = read_spec(write_spec(student={"kind": "cnn", "width": 16}))
+    other = read_spec_file(write_spec(student={"kind": "cnn", "width": 16}), DistillSpec)
     place = str(tmp_path / "step-1")
     weights = Student(other.student, 6, 16000).state_dict()
     write_checkpoint(
@@ -128,7 +136,7 @@ def test_a_checkpoint_of_another_student(
 def test_a_half_written_checkpoint_is_none(
     refused: Callable[..., str], write_spec: Callable[..., Path], tmp_path: Path
 ) -> None:
-    spec: DistillSpec = read_spec(write_spec())
+    spec: DistillSpec = read_spec_file(write_spec(), DistillSpec)
     (tmp_path / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")))
     assert "no checkpoint" in refused(start_from=str(tmp_path))
 
@@ -161,11 +169,11 @@ def test_s3_with_wrong_credentials_or_no_bucket(
 def test_a_run_belongs_to_one_job_of_a_cluster_wherever_it_writes() -> None:
     # On disk a lock says so before.
     run = "s3://bucket/runs/a-job/001"
-    first = pipeline.open_desk(run)
-    with pytest.raises(CheckpointError, match=f"another job is at work on the run {run}, or was"):
-        pipeline.open_desk(run)
+    first = start_coordinator(run)
+    with pytest.raises(CheckpointError, match=f"another job is using the run {run}, or ended"):
+        start_coordinator(run)
     ray.kill(first)
-    ray.kill(pipeline.open_desk(run))
+    ray.kill(start_coordinator(run))
 
 
 def test_the_plan_for_a_cluster_that_does_not_run_yet(
@@ -173,8 +181,8 @@ def test_the_plan_for_a_cluster_that_does_not_run_yet(
 ) -> None:
     root = Path(__file__).parents[2]
     resources = {"cluster": str(root / "cluster.yaml"), "costs": str(root / "infra/costs.yaml")}
-    plan = planning.plan(read_spec(write_spec(resources=resources)))
-    screen.print_plan(plan.spec, plan.capacity, plan.shards)
+    plan = plan_spec(write_spec(resources=resources))
+    print_plan(plan.spec, plan.spec.resources, plan.worker_bounds, plan.capacity, plan.shards)
     said = capsys.readouterr().out
     assert "(slowest)" in said
-    assert "dollars an hour" in said
+    assert "USD per hour" in said

@@ -1,4 +1,4 @@
-"""The embedded default, in small: corpus, teachers, distillation, scores, from nothing."""
+"""The demo at small size, from scratch: corpus, teachers, distillation, scores."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from liser_dist.fields import EMOTIONS
+from liser_dist.config.base import EMOTIONS
 from tests.integration.conftest import ROOT, Finished
 
 
@@ -27,26 +27,26 @@ def test_the_embedded_default_makes_its_corpus_and_compares_students(
     assert done.code == 0, done.err
     result = done.result
     assert (result["clips"]["total"], result["clips"]["rejected"]) == (40, 0)
-    for who in ("student", "label_only", "speech_teacher", "face_teacher"):
-        assert 0 <= result[who]["uar"] <= 1
+    for model in ("student", "label_only", "speech_teacher", "face_teacher"):
+        assert 0 <= result[model]["uar"] <= 1
     assert result["student"]["params"] == result["label_only"]["params"]
     assert result["spec_hash"]
     assert "labels only" in done.out
-    assert "synthetic" in done.out
-    said = _all_that_is_said_of(next(tmp_path.glob("synthetic/corpus-*/unlabelled")))
-    assert not any(emotion in said for emotion in EMOTIONS)
-    assert not any(word in said for word in ("emotion", "speaker", "intensity", "person"))
+    assert "Synthetic corpus" in done.out
+    texts = _all_that_is_said_of(next(tmp_path.glob("synthetic/corpus-*/unlabelled")))
+    assert not any(emotion in texts for emotion in EMOTIONS)
+    assert not any(word in texts for word in ("emotion", "speaker", "intensity", "person"))
 
 
 def _all_that_is_said_of(place: Path) -> str:
     """Every path, key and field of a shard set, but for what is in the videos."""
-    said = [str(path.relative_to(place)) for path in place.rglob("*")]
-    said.append((place / "index.json").read_text())
+    texts = [str(path.relative_to(place)) for path in place.rglob("*")]
+    texts.append((place / "index.json").read_text())
     for shard in place.glob("*.tar"):
         with tarfile.open(shard) as archive:
             for member in archive:
-                said.append(member.name)
+                texts.append(member.name)
                 content = archive.extractfile(member)
                 if member.name.endswith(".json") and content is not None:
-                    said.append(json.dumps(json.load(content)))
-    return " ".join(said).lower()
+                    texts.append(json.dumps(json.load(content)))
+    return " ".join(texts).lower()

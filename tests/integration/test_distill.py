@@ -1,4 +1,4 @@
-"""jobs/distill.py on a real Ray: every clip accounted for; the same weights for the same job."""
+"""jobs/distill.py on a real Ray accounts for every clip, and equal jobs give equal weights."""
 
 import subprocess
 import sys
@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from liser_dist.answers import Answers
-from liser_dist.damage import damage
-from liser_dist.evaluation import score
-from liser_dist.fields import EMOTIONS
-from liser_dist.local_cluster import LocalCluster
+from liser_dist.benchmarks.damage import damage
+from liser_dist.benchmarks.testbed.local_cluster import LocalCluster
+from liser_dist.config.base import EMOTIONS
+from liser_dist.data.shards import write_shards
 from liser_dist.records import Reason
-from liser_dist.shards import write_shards
+from liser_dist.runs.predictions import Predictions
+from liser_dist.students.scoring import score
 from tests.integration.conftest import BIN, ROOT, Finished, Job, same
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -38,20 +38,26 @@ def test_workers_with_uneven_tails_end_with_a_result_that_accounts_for_every_cli
             "label_only", "speech_teacher", "checkpoint", "spec_hash"} <= set(result)  # fmt: skip
     assert result["clips"] == {
         "total": 29, "trained": 29, "rejected": 0, "passes": 87, "taught": 87,
-        "unsure": 0, "differing": 0,  # two mock teachers are of one mind
-        "labelled": 18, "labelled_rejected": 0,
+        "unsure": 0, "compared": 87, "differing": 0,  # two mock teachers are of one mind
+        "labelled": 18, "labelled_by_set": {"labelled": 6, "validation": 6, "test": 6},
+        "labelled_rejected": 0, "labelled_left_out": {},
     }  # fmt: skip
     assert result["steps"] >= 87 / 16
     marks = done.ledger.to_json()["trained"]
     assert len({(mark["epoch"], mark["shard"]) for mark in marks}) == 9
     for scores in (result["student"], result["label_only"], result["speech_teacher"]):
         assert 0 <= scores["uar"] <= 1
-    answers = Answers.read(str(done.place))
+    answers = Predictions.read(str(done.place), ())
     assert answers is not None
-    assert set(answers.logits) == {"distilled", "labels_only", "speech_teacher", "face_teacher"}
-    assert len(answers.clips) == 6
+    assert set(answers.probabilities) == {
+        "distilled",
+        "labels_only",
+        "speech_teacher",
+        "face_teacher",
+    }
+    assert (len(answers.clips), answers.emotions) == (6, list(EMOTIONS))
     emotions = [list(EMOTIONS).index(clip.emotion) for clip in answers.clips]
-    uar = score(np.array(emotions), answers.logits["distilled"].argmax(axis=1)).uar
+    uar = score(np.array(emotions), answers.probabilities["distilled"].argmax(axis=1)).uar
     assert uar == pytest.approx(result["student"]["uar"])
     assert result["student"]["params"] == result["label_only"]["params"] > 1000
     assert result["seconds"]["to_first_step"] < result["seconds"]["total"]
@@ -135,7 +141,7 @@ def test_damaged_clips_and_shards_cost_themselves_alone_also_where_no_target_can
         data={"unlabelled": str(place)}, targets={"store": str(tmp_path / "closed" / "store")}
     )
     assert done.code == 0, done.err
-    assert done.err.count("nothing can be added to the target store") == 1
+    assert done.err.count("the target store is not writable") == 1
     rows = pq.read_table(done.place / "rejected.parquet").to_pylist()
     (row,) = [one for one in rows if one["reason"] == "shard_damaged"]
     assert row["shard"] == str(cut)

@@ -1,4 +1,4 @@
-"""Whatever is killed, cut off or filled up, each clip is trained once an epoch: by the weights."""
+"""Each clip is trained once per epoch, as the weights show, whatever fault is injected."""
 
 import subprocess
 from collections.abc import Callable
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from liser_dist.faults import FAULTS, inject_faults
-from liser_dist.shards import write_shards
-from liser_dist.spec import DistillSpec
+from liser_dist.benchmarks.fault_runs import inject_faults
+from liser_dist.benchmarks.faults import FAULTS
+from liser_dist.benchmarks.job_runs import BenchmarkJob
+from liser_dist.config.distill import DistillSpec
+from liser_dist.data.shards import write_shards
 from tests.integration.conftest import SMALL, merged
 
 Broken = Callable[..., str]
@@ -23,7 +25,9 @@ TOGETHER = [
         "driver killed, 1 worker instead of 2",
     ),
     ("elastic resize", FULL),
+    ("network partition",),
 ]
+NEEDS_ROOT = (FULL, "network partition")  # to mount a small disk, to create network namespaces
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +49,10 @@ def broken(many: str, tmp_path: Path) -> Broken:
         "train": {"workers": 2, "labelled_batch_size": 0, "checkpoint_every": 1},
         "resources": {"worker_cpus": 1.0},
     }
-    spec = DistillSpec.model_validate(merged(SMALL, change))
+    job = BenchmarkJob(DistillSpec.model_validate(merged(SMALL, change)))
 
     def run(*names: str) -> str:
-        rows = inject_faults(spec, names, tmp_path, seed=len(names))
+        rows = inject_faults(job, names, tmp_path, seed=len(names))
         assert [row.fault for row in rows] == list(names)
         for row in rows:
             assert (row.total, row.trained_once, row.lost, row.twice) == (174, 174, 0, 0), row
@@ -63,16 +67,25 @@ def test_no_clip_is_lost_and_none_trained_twice(broken: Broken, names: tuple[str
     try:
         log = broken(*names)
     except subprocess.CalledProcessError:
-        broken(*(name for name in names if name != FULL))
-        pytest.skip("this user may not mount a small disk, so that it did not get full")
+        if others := [name for name in names if name not in NEEDS_ROOT]:
+            broken(*others)
+        pytest.skip(f"this user may not mount disks or create namespaces: {NEEDS_ROOT}")
     if FULL in names:
-        assert "is lost, training goes on" in log
+        assert "could not be written; training continues" in log
 
 
 def test_each_fault_is_injected() -> None:
     # A driver that is killed and resubmitted, as it was and with more workers: test_resume. An S3
     # that is busy: test_flaky_s3. A node that is lost: test_pools. A notice takes minutes.
+    # A gradient that is not finite: test_loop. Jobs that end with a user's error and are submitted
+    # again: `jobs/benchmark.py faults` alone, as is what takes ten minutes.
     elsewhere = {
+        "non-finite gradient",
+        "elastic resize, default checkpoints",
+        "storage fails on one worker",
+        "store write fails once",
+        "teacher file replaced",
+        "days in fast motion",
         "node lost",
         "S3 answers 503 for 20 s",
         "driver killed, resubmitted",

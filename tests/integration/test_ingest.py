@@ -1,4 +1,4 @@
-"""Raw video becomes shards: once each, whatever is killed, and only what is a clip."""
+"""Ingest turns raw video into shards, with each clip once even if processes are killed."""
 
 import hashlib
 import io
@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from liser_dist import storage
+from liser_dist.benchmarks.testbed.flaky_s3 import FlakyS3
+from liser_dist.benchmarks.testbed.local_cluster import wait_until
 from liser_dist.errors import MissingError
-from liser_dist.flaky_s3 import FlakyS3
-from liser_dist.local_cluster import wait_until
 from tests.films import Scene, talking_film
 from tests.integration.conftest import ROOT, Finished, Job
 from tests.real import CLIPS, needs_clips
@@ -54,18 +54,18 @@ def ingest(ray_cluster: dict[str, str]) -> Ingest:
 def clips_in(output: object) -> dict[str, str]:
     """By the source's name and second: what the picture and the sound of the clip are."""
     index = json.loads(storage.read_bytes(f"{output}/index.json"))
-    found = {}
+    digests = {}
     for shard in index["shardlist"]:
         content = io.BytesIO(storage.read_bytes(f"{output}/{shard['url']}"))
         with tarfile.open(fileobj=content) as tar:
             facts = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
         for name in (name for name in facts if name.endswith(".json")):
-            said = json.loads(facts[name])
-            key = f"{Path(said['source']).name} {said['start_s']:.1f}"
-            assert key not in found, "twice"
-            found[key] = hashlib.sha256(facts[name[:-4] + "mp4"]).hexdigest()
-    assert len(found) == index["clips"]
-    return found
+            metadata = json.loads(facts[name])
+            key = f"{Path(metadata['source']).name} {metadata['start_s']:.1f}"
+            assert key not in digests, "twice"
+            digests[key] = hashlib.sha256(facts[name[:-4] + "mp4"]).hexdigest()
+    assert len(digests) == index["clips"]
+    return digests
 
 
 def rejected_in(output: Path) -> dict[str, str]:
@@ -98,7 +98,7 @@ def test_new_video_on_s3_becomes_shards_once_and_the_main_job_trains_on_them(
     before = s3_server.count["answered"]
     again = ingest(source, output)
     assert again.code == 0, again.err
-    assert "0 to do" in again.out
+    assert "0 pending" in again.out
     # Listings, the index, the manifest and a probe of whether it can be written: no film.
     assert s3_server.count["answered"] - before < 30
 
@@ -130,8 +130,8 @@ def test_a_job_that_was_killed_goes_on_and_makes_the_same_clips(
     ]
     for number, talk in enumerate([*talks, *more]):
         storage.write_bytes(f"{source}/{number}.mkv", talk)
-    whole = ingest(source, tmp_path / "whole")
-    assert whole.code == 0, whole.err
+    undisturbed = ingest(source, tmp_path / "whole")
+    assert undisturbed.code == 0, undisturbed.err
     draw = random.Random(0)
     for _ in range(3):
         command = [sys.executable, JOB, "--source", source, "--output", output, *LITTLE]
@@ -211,7 +211,7 @@ def test_what_cannot_be_used_is_told_and_costs_itself_alone(
     }
     other = ingest(folder, tmp_path / "made", "--cut.max_s", "5")
     assert other.code == 2
-    assert "`cut.max_s` is 10.0 there and 5.0 here" in other.err
+    assert "`cut.max_s` was 10.0 and is now 5.0" in other.err
 
 
 def without_sound(video: bytes) -> bytes:
@@ -236,8 +236,8 @@ def test_no_hostile_file_costs_another(ingest: Ingest, talks: list[bytes], tmp_p
     assert done.code == 0, done.err
     assert {key.split()[0] for key in clips_in(tmp_path / "made")} >= {"zz.mp4"}
     manifests = (tmp_path / "made" / "manifest").glob("*.json")
-    seen = sum(len(json.loads(file.read_text())["sources"]) for file in manifests)
-    assert seen == len(list(place.iterdir()))
+    sources = sum(len(json.loads(file.read_text())["sources"]) for file in manifests)
+    assert sources == len(list(place.iterdir()))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Downloads of labelled corpora become labelled shards, a fold a shard."""
+"""Downloads of labelled corpora become labelled shards, one fold per shard."""
 
 import json
 import tarfile
@@ -60,4 +60,4 @@ def test_ravdess_becomes_labelled_shards(ingest: Ingest, ravdess: Path, tmp_path
     assert [(Path(r["source"]).name, r["reason"]) for r in rejected] == [
         ("holiday.mp4", "unknown_name")
     ]
-    assert "are missing" in done.err
+    assert "the download of ravdess lacks" in done.err

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from liser_dist.shards import write_shards
+from liser_dist.data.shards import write_shards
 from tests.films import small_film
 from tests.hub_models import save
 from tests.integration.conftest import ROOT, SMALL, Finished, merged
@@ -106,7 +106,7 @@ def test_a_study_is_scored_by_fold_and_goes_on_where_it_ended(
     second = run("study", spec)
     assert second.code == 0, second.err
     assert second.place == first.place
-    assert "1 cells" in second.out
+    assert "running 1 of 2 cells" in second.out
     assert cells[1].stat().st_mtime_ns == kept
     assert pq.read_table(second.place / "study.parquet").equals(table)
 
@@ -163,5 +163,5 @@ def test_labels_that_no_teacher_can_learn_from_are_told_without_a_traceback(
         },
     )
     assert refused.code == 2
-    assert "8 x emotion 'happy' is none of the job's" in refused.err
+    assert "8 x emotion 'happy' is not one of the job's" in refused.err
     assert "Traceback" not in refused.err

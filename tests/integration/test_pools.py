@@ -1,4 +1,4 @@
-"""On nodes with labels each stage runs where it belongs, and nodes may come and go."""
+"""Each stage runs on nodes with its pool label, and nodes may join and leave."""
 
 import json
 import subprocess
@@ -14,9 +14,9 @@ from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._raylet import GcsClient
 
-from liser_dist.checkpoints import load_checkpoint
-from liser_dist.local_cluster import LocalCluster, wait_until
-from liser_dist.shards import write_shards
+from liser_dist.benchmarks.testbed.local_cluster import LocalCluster, wait_until
+from liser_dist.data.shards import write_shards
+from liser_dist.runs.checkpoints import load_checkpoint
 from tests.integration.conftest import COUNTING, ROOT, SMALL, merged
 
 STAGES = {
@@ -110,7 +110,7 @@ def test_nodes_without_the_keys_that_the_driver_has_are_named(
     )  # fmt: skip
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert "a node of the cluster cannot look for s3://bucket/unseen/000000.tar" in line
+    assert "a node of the cluster cannot check s3://bucket/unseen/000000.tar" in line
     assert "AWS_SECRET_ACCESS_KEY on " in line
 
 
@@ -130,5 +130,5 @@ def test_another_version_of_ray_on_the_cluster_is_named(
     )  # fmt: skip
     assert refused.returncode == 2
     assert "The cluster was started with: Ray: 2.31.0" in refused.stderr
-    assert "install here what the cluster has" in refused.stderr
+    assert "install the same versions on this machine and on the cluster" in refused.stderr
     assert "Traceback" not in refused.stderr

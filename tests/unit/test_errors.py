@@ -1,4 +1,4 @@
-"""An error of ours says what it said, wherever it has been.
+"""LiserErrors keep their message when they are pickled and sent between processes.
 
 Ray carries errors from process to process as pickles, and so do these tests: the bytes that they
 read are those that they wrote in the same line.

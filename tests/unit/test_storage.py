@@ -1,4 +1,4 @@
-"""A file is written whole or not at all, and an error names the place and a remedy."""
+"""Files are written atomically, and errors name the path and a remedy."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_version_is_that_of_the_list(tmp_path: Path) -> None:
     storage.write_bytes(place, b"one")
     assert storage.version_of(place) == storage.list_files(place)[0].version
     for missing in (storage.join(str(tmp_path), "missing"), str(tmp_path)):
-        with pytest.raises(StorageError, match="not there"):
+        with pytest.raises(StorageError, match="no such file"):
             storage.version_of(missing)
 
 
@@ -62,5 +62,12 @@ def test_a_place_that_cannot_be_written_is_told_by_the_field(tmp_path: Path) -> 
 
 
 def test_a_missing_file_is_an_error_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="not there"):
+    with pytest.raises(StorageError, match="no such file"):
         storage.read_bytes(str(tmp_path / "missing"))
+
+
+def test_one_call_claims_a_file(tmp_path: Path) -> None:
+    place = str(tmp_path / "jobs" / "001")
+    assert [storage.claim(place) for _ in range(2)] == [True, False]
+    os.utime(place, (1, 1))
+    assert storage.age_s(place) > 1e9

@@ -1,0 +1,199 @@
+"""Forecasts a job on a cluster: the actors of each stage, the slowest stage, and the price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+from pydantic import ValidationError
+
+from liser_dist import storage
+from liser_dist.cluster.capacity import (
+    DECODER_ACTORS,
+    TEACHER_ACTORS,
+    TRAIN_WORKERS,
+    Capacity,
+    Need,
+    Placement,
+    largest_first,
+    stage_needs,
+)
+from liser_dist.config.base import Spec, Weight, first_mistake
+from liser_dist.config.resources import ResourcesSpec
+from liser_dist.errors import CapacityError, StorageError
+
+STREAM_BYTES_PER_S = 85e6  # of one stream from S3: an assumption, not a measurement
+
+
+class SecondsPerClip(Spec):
+    """Seconds that one decoder, one teacher actor and one train worker take for a clip."""
+
+    decoders: Weight
+    teachers: Weight
+    students: Weight
+
+
+class ClusterCosts(Spec):
+    """The file at `resources.costs`: what nodes and clips cost."""
+
+    dollars_per_hour: dict[str, Weight]  # by instance type; spot instances have " spot" appended
+    seconds_per_clip: SecondsPerClip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a job, at the largest size that the cluster has room for."""
+
+    need: Need
+    count: int
+    clips_per_s: float | None  # of all actors or workers together
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Stages of a job on a cluster, the nodes they use, and the price of those nodes."""
+
+    stages: tuple[Stage, ...]
+    nodes: dict[str, int]  # paid for, by instance type
+    dollars_per_hour: float | None
+
+    @property
+    def slowest(self) -> Stage | None:
+        """The stage that limits the speed; None if speeds are unknown."""
+        timed = [stage for stage in self.stages if stage.clips_per_s is not None]
+        return min(timed, key=lambda stage: stage.clips_per_s or 0.0, default=None)
+
+    @property
+    def dollars_per_million(self) -> float | None:
+        """The price of one million clips that pass once through all stages."""
+        slowest = self.slowest
+        if self.dollars_per_hour is None or slowest is None or not slowest.clips_per_s:
+            return None
+        return self.dollars_per_hour / 3600 / slowest.clips_per_s * 1e6
+
+
+def forecast_job(
+    resources: ResourcesSpec,
+    worker_bounds: tuple[int, int],
+    capacity: Capacity,
+    costs: ClusterCosts | None,
+) -> Forecast:
+    """Forecast a job that fits: places every stage at its minimum, then grows each to its maximum.
+
+    Args:
+        resources: How many of each stage there are, and what one of each takes.
+        worker_bounds: Fewest and most train workers; (0, 0) for a job that trains nothing.
+        capacity: The nodes that the job may use.
+        costs: Prices and seconds per clip; None leaves speed and price unknown.
+    """
+    placement = Placement(capacity)
+    needs = [need for need in stage_needs(resources, worker_bounds[0]) if need.count]
+    most = {
+        TRAIN_WORKERS: worker_bounds[1],
+        TEACHER_ACTORS: resources.teachers[1],
+        DECODER_ACTORS: resources.decoders[1],
+    }
+    order = largest_first(needs)
+    counts = {need.stage: placement.add(need, need.count) for need in order}
+    for need in order:
+        counts[need.stage] += placement.add(need, most[need.stage] - need.count)
+    seconds = _seconds_by_stage(costs)
+    stages = [
+        Stage(need, count, count / seconds[need.stage] if seconds.get(need.stage) else None)
+        for need in needs
+        for count in [counts[need.stage]]
+    ]
+    return _forecast(stages, placement, costs)
+
+
+def readers_needed(forecast: Forecast, bytes_per_clip: float) -> int | None:
+    """Return how many tasks must read from S3 at once for the speed of a forecast.
+
+    Each reads one stream. What Ray itself can hand on is not reckoned with.
+
+    Args:
+        forecast: Forecast of the job.
+        bytes_per_clip: Mean size of a clip in its shard.
+
+    Returns:
+        None if the speed is not known.
+    """
+    slowest = forecast.slowest
+    if slowest is None or slowest.clips_per_s is None:
+        return None
+    return max(1, math.ceil(slowest.clips_per_s * bytes_per_clip / STREAM_BYTES_PER_S))
+
+
+def _seconds_by_stage(costs: ClusterCosts | None) -> dict[str, float]:
+    if costs is None:
+        return {}
+    seconds = costs.seconds_per_clip
+    return {
+        TRAIN_WORKERS: seconds.students,
+        TEACHER_ACTORS: seconds.teachers,
+        DECODER_ACTORS: seconds.decoders,
+    }
+
+
+def forecast_cells(
+    pool: str, cells: int, cell_cpus: float, capacity: Capacity, costs: ClusterCosts | None
+) -> Forecast:
+    """Forecast the cells of a study, which start when all other stages have ended.
+
+    Args:
+        pool: The pool of the cells.
+        cells: Number of cells in the study.
+        cell_cpus: CPUs that one cell takes.
+        capacity: The nodes that the study may use.
+        costs: Prices of nodes; None leaves the price unknown.
+    """
+    placement = Placement(capacity)
+    need = Need("cells", pool, 1, cell_cpus)
+    return _forecast([Stage(need, placement.add(need, cells), None)], placement, costs)
+
+
+def _forecast(
+    stages: Sequence[Stage], placement: Placement, costs: ClusterCosts | None
+) -> Forecast:
+    """Count the nodes to pay for: those in use, and those that are always on."""
+    kinds = [
+        node.kind
+        for number, node in enumerate(placement.nodes)
+        if number in placement.used or node.always_on
+    ]
+    nodes = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    return Forecast(tuple(stages), nodes, None if costs is None else hourly_price(nodes, costs))
+
+
+def hourly_price(nodes: dict[str, int], costs: ClusterCosts) -> float | None:
+    """Return the price of nodes in dollars per hour; None if an instance type is not known.
+
+    Raises:
+        CapacityError: The costs file has no price for an instance type.
+    """
+    if "" in nodes:
+        return None
+    if unpriced := [kind for kind in nodes if kind not in costs.dollars_per_hour]:
+        raise CapacityError(
+            f"`resources.costs`: `dollars_per_hour` has no {', '.join(unpriced)}: add its price "
+            "per hour"
+        )
+    return sum(count * costs.dollars_per_hour[kind] for kind, count in nodes.items())
+
+
+def read_costs(path: str) -> ClusterCosts:
+    """Read the file at `resources.costs`.
+
+    Raises:
+        CapacityError: The file cannot be read, or a field of it is wrong.
+    """
+    try:
+        return ClusterCosts.model_validate(yaml.safe_load(storage.read_bytes(path)))
+    except (StorageError, yaml.YAMLError) as error:
+        raise CapacityError(
+            f"`resources.costs` {path} cannot be read: {error}; check the path"
+        ) from error
+    except ValidationError as error:
+        raise CapacityError(f"`resources.costs` {path}: {first_mistake(error)}") from error
