@@ -12,7 +12,6 @@ denied) raise at once. Every function that touches files raises StorageError if 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import posixpath
 import time
@@ -28,26 +27,18 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from liser_dist.config.base import absolute_place
 from liser_dist.errors import MissingError, StorageError, one_line
-from liser_dist.storage_errors import http_status, is_storage_failure, may_pass, remedy_for
+from liser_dist.storage_errors import http_status, is_storage_failure, remedy_for, retry
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 READ_BLOCK_BYTES = 8 * 2**20
-# During a job a server may be restarted; at a job's start a person waits for the answer.
-PATIENCE_S = 120.0
+# During a job a bucket may be unavailable for a while; at its start a person waits for the answer.
+PATIENCE_S = 1800.0
 CHECK_PATIENCE_S = 20.0
-_LONGEST_WAIT_S = 5.0
 _SILENCE_S = 15
 _SLOWEST_PUT_BYTES_S = 2**20
 _EXISTS, _NOT_SUPPORTED = 412, 501  # HTTP status of a conditional write
@@ -65,7 +56,6 @@ _S3_OPTIONS = {
     "use_listings_cache": False,
 }
 
-logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 # Ranged responses of rclone and other servers have no checksum of the part.
@@ -133,26 +123,8 @@ def _explained(place: str, doing: str) -> Iterator[None]:
 
 
 def _with_retries(place: str, doing: str, patience_s: float, attempt: Callable[[], _T]) -> _T:
-    """Return what `attempt` returns, retrying temporary failures on S3.
-
-    The last attempt starts at most `patience_s` + _LONGEST_WAIT_S after the first.
-    """
-
-    def warn_once(state: RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            cause = one_line(state.outcome.exception())
-            logger.warning("cannot %s %s yet: %s; retrying", doing, place, cause)
-
-    if not is_remote(place):
-        return attempt()
-    retrying = Retrying(
-        retry=retry_if_exception(may_pass),
-        wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S),
-        stop=stop_after_delay(patience_s),
-        before_sleep=warn_once,
-        reraise=True,
-    )
-    return retrying(attempt)
+    """Return what `attempt` returns, retrying temporary failures on S3."""
+    return retry(attempt, f"{doing} {place}", patience_s) if is_remote(place) else attempt()
 
 
 def list_files(

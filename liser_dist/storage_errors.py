@@ -1,13 +1,69 @@
-"""Classifies the errors of disks, networks and S3 servers."""
+"""Classifies the errors of disks, networks and S3 servers, and retries those that may pass."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from socket import gethostname
-from typing import Any
+from typing import Any, TypeVar
 
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from liser_dist.errors import one_line
+
+_LONGEST_WAIT_S = 5.0
 _BUSY = {429, 500, 502, 503, 504}
 # A body that was damaged in transit, or two conditional writes of one object at the same moment.
 _PASSING = {"BadDigest", "IncompleteBody", "ConditionalRequestConflict"}
+
+logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+def retry(attempt: Callable[[], _T], doing: str, patience_s: float, remind_s: float = 60.0) -> _T:
+    """Return what `attempt` returns, retrying failures that may pass.
+
+    A warning tells of the first failure, and from then on every `remind_s` of the last one.
+
+    Args:
+        attempt: What is tried.
+        doing: What it does, for the warnings: "read s3://bucket/file".
+        patience_s: The last attempt starts at most so long, and the wait between two attempts
+            (5 s), after the first.
+        remind_s: Seconds between two warnings, at least.
+
+    Raises:
+        Exception: That of the last attempt.
+    """
+    reminders = 0
+
+    def warn(state: RetryCallState) -> None:
+        nonlocal reminders
+        waited_s = state.seconds_since_start or 0.0
+        if state.outcome is None or waited_s < reminders * remind_s:
+            return
+        reminders = int(waited_s // remind_s) + 1
+        cause = one_line(state.outcome.exception())
+        logger.warning("cannot %s: %s; retrying for %s", doing, cause, _span(patience_s - waited_s))
+
+    retrying = Retrying(
+        retry=retry_if_exception(may_pass),
+        wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S),
+        stop=stop_after_delay(patience_s),
+        before_sleep=warn,
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(seconds, 0):.0f} s"
 
 
 def may_pass(error: BaseException) -> bool:

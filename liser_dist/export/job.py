@@ -146,10 +146,11 @@ def _resolve_checkpoint(place: str) -> str:
     Raises:
         CheckpointError: There is none.
     """
-    if "step-" in place.rstrip("/").rpartition("/")[2]:
-        return storage.resolve(place)
-    if checkpoints := list_checkpoints(place):
-        return checkpoints[-1]
+    if storage.exists(place, storage.CHECK_PATIENCE_S):
+        if "step-" in place.rstrip("/").rpartition("/")[2]:
+            return storage.resolve(place)
+        if checkpoints := list_checkpoints(place):
+            return checkpoints[-1]
     raise CheckpointError(
         f"`checkpoint`: {place} has no checkpoint: give a run's folder (runs/NAME/001), or one "
         "of its checkpoints"

@@ -44,7 +44,7 @@ def folder_kind(place: str) -> FolderKind:
     """
 
     def holds(name: str) -> bool:
-        return storage.exists(storage.join(place, name))
+        return storage.exists(storage.join(place, name), storage.CHECK_PATIENCE_S)
 
     if any(map(holds, BENCHMARK_FILES)):
         return "benchmark"
