@@ -1,6 +1,6 @@
 """Runs everything that `jobs/benchmark.py faults` measures, and reports what became of the clips.
 
-Each fault is injected at three random moments of a job on the synthetic corpus, on a local Ray
+Each fault is injected at random moments of a job on the synthetic corpus, on a local Ray
 cluster; afterwards the weights of the counting student (`students/counting.py`) show how often each
 clip was trained on. Then as many damaged clips as good ones are trained on, and the memory of each
 kind of process is measured.
@@ -28,7 +28,6 @@ from liser_dist.synthetic.corpus import prepare_synthetic
 
 logger = logging.getLogger(__name__)
 
-MOMENTS = 3
 GOOD_CLIPS = 1000
 MAX_MEMORY_GROWTH = 0.10  # a share; more is a leak
 
@@ -94,7 +93,7 @@ def _listing_failures(name: str, failed: list[str]) -> Iterator[None]:
 def inject_at_moments(job: BenchmarkJob, name: str, folder: Path) -> Iterator[FaultRow]:
     """Inject one fault at several moments of a job, and print each row."""
     run_folder = folder / name.replace(" ", "-").replace(",", "")
-    for row in inject_faults(job, [name] * MOMENTS, run_folder):
+    for row in inject_faults(job, [name] * FAULTS[name].moments, run_folder):
         output.print(row.model_dump_json())
         yield row
 

@@ -167,7 +167,7 @@ def replace_teacher(job: ClusterJob) -> None:
 
 
 def live_through_days(job: ClusterJob) -> None:
-    """Days on spot machines: 12 lost workers, a bucket that pauses, a notice during a notice."""
+    """Kill a worker 12 times, pause the bucket for 15 minutes, give a notice during a notice."""
     assert job.s3 is not None
     for _ in range(12):
         kill_worker(job)
@@ -205,6 +205,7 @@ class Fault:
         student_nodes: Number of nodes for train workers, each with a network of its own; 0: the
             job runs on the head alone.
         real_teacher: True if the speech teacher is a model in a folder.
+        moments: Number of moments of one job at which the benchmark injects it.
     """
 
     inject: Callable[[ClusterJob], None]
@@ -215,10 +216,11 @@ class Fault:
     small_disk: bool = False
     student_nodes: int = 0
     real_teacher: bool = False
+    moments: int = 3
 
 
 _CUT_OFF_S = 20.0
-_PAUSE_S = 60.0
+_PAUSE_S = 900.0
 _ELASTIC = {"workers": [1, 5], "resize_every_s": 2.0, "checkpoint_every_s": 2.0, "epochs": 3}
 _DEFAULT_CHECKPOINTS = {
     name: TrainSpec.model_fields[name].default
@@ -264,8 +266,8 @@ FAULTS: Mapping[str, Fault] = {
         seconds_per_clip=0.1, on_s3=True, student_nodes=1,
     ),
     "days in fast motion": Fault(
-        live_through_days, {**_ELASTIC, "epochs": 20, "max_failures": 3}, seconds_per_clip=0.1,
-        on_s3=True,
+        live_through_days, {**_ELASTIC, "epochs": 12, "max_failures": 3}, seconds_per_clip=0.1,
+        on_s3=True, moments=1,
     ),
     "teacher file replaced": Fault(replace_teacher, {"epochs": 6}, real_teacher=True),
     "non-finite gradient": Fault(

@@ -73,14 +73,30 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """Concatenate the rows of every worker: [own, dim] -> [all, dim]; gradients flow back."""
     if worker_count() == 1:
         return rows
-    from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
-
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(worker_count())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     most = max(int(count) for count in counts)
     padded = functional.pad(rows, (0, 0, 0, most - len(rows)))
-    parts = zip(all_gather_with_gradient(padded), counts, strict=True)
+    parts = zip(_GatherWithGradient.apply(padded), counts, strict=True)
     return torch.cat([part[: int(count)] for part, count in parts])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Gathers tensors of one shape from all workers; each gets the sum of its gradients on all."""
+
+    @staticmethod
+    def forward(_: Any, own: Tensor) -> Tensor:
+        """Concatenate the workers' tensors in rank order: [...] -> [workers, ...]."""
+        parts = [torch.empty_like(own) for _ in range(worker_count())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        """Sum the gradients over the workers, and return the part of this one."""
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[dist.get_rank()]
 
 
 def sum_over_workers(*values: Tensor) -> list[Tensor]:

@@ -329,9 +329,12 @@ class ClusterJob:
 
         Raises:
             RuntimeError: the job failed; the message holds the end of its log.
+            TimeoutError: for some minutes it has neither written a checkpoint nor ended.
         """
+        while not self.ended:
+            self.wait_for_step(self.step + 1)
         assert self.driver is not None
-        if self.driver.wait(RECOVERY_LIMIT_S):
+        if self.driver.returncode:
             raise RuntimeError(f"the job failed:\n{self.log.read_text()[-3000:]}")
 
     def wait_for_user_error(self, words: str) -> None:
@@ -340,8 +343,9 @@ class ClusterJob:
         Raises:
             RuntimeError: It ends otherwise; the message holds the end of its log.
         """
+        wait_until(lambda: self.ended, RECOVERY_LIMIT_S, "the end of the job")
         assert self.driver is not None
-        code, log = self.driver.wait(RECOVERY_LIMIT_S), self.log.read_text()
+        code, log = self.driver.returncode, self.log.read_text()
         last = log.strip().rpartition("\n")[2]
         if code != 2 or words not in last or "Traceback" in log:
             raise RuntimeError(f"the job did not end with one line about {words}:\n{log[-3000:]}")
