@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from liser_dist.config.stream import StreamSpec
@@ -112,9 +111,11 @@ def _read_shards(
         for shard in shards:
             view = labelled_view(with_targets=shard in with_targets)
             if stored.is_complete(shard, view):
-                with suppress(BrokenPartError):
+                try:
                     examples += writers.store.read_shard(stored.parts(shard, view))
                     left.remove(shard)
+                except BrokenPartError as error:
+                    logger.warning("%s", error)
     if left:
         options = RowOptions(labelled=True, shards_with_targets=with_targets, writers=writers)
         visits = [ShardVisit(0, path) for path in left]

@@ -306,10 +306,7 @@ class StoreReader:
             table = self._store.read(visit.part, indices.tolist())
         except BrokenPartError as error:
             if self._report_broken(visit.part):
-                logger.warning(
-                    "the target-store file %s is damaged; its targets are computed again: %s",
-                    self._store.path_of(visit.part), error,
-                )  # fmt: skip
+                logger.warning("%s", error)
             return None
         column = table.schema.get_field_index("epoch")
         return table.set_column(column, "epoch", pa.array(np.full(len(table), visit.epoch)))

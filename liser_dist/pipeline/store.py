@@ -46,6 +46,7 @@ from liser_dist.teachers.teachers import teacher_settings
 logger = logging.getLogger(__name__)
 
 TARGETS_VERSION = 3  # increased when the same settings give other targets or files
+SETTINGS_KEY = b"liser_dist.settings"  # of the fingerprint in the metadata of a part
 STRETCH = 256  # clips in a part: 25 MB of waveforms of 3 s
 ROW_GROUP = 32  # clips that can be read without the rest of the part
 SETTINGS = "settings.json"
@@ -110,7 +111,14 @@ def labelled_view(*, with_targets: bool) -> str:
 
 
 class BrokenPartError(Exception):
-    """A part cannot be read, or other clips are in it than its name says."""
+    """A part cannot be read, or holds other clips or other targets than its path says."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        """Name the part's file and what is wrong with it."""
+        super().__init__(
+            f"`targets.store`: the file {path} cannot be used ({reason}); its targets are computed "
+            "again"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,11 @@ class TargetStore:
     windows: int
     writable: bool
     versions: Mapping[str, str]  # of the job's shards, by path
+
+    @property
+    def settings(self) -> str:
+        """The fingerprint of the settings and teachers that the targets depend on."""
+        return self.path.rpartition("/")[2]
 
     def view(self, epoch: int) -> str:
         """Return the view of unlabelled clips in an epoch; epochs use the windows in turn."""
@@ -161,19 +174,24 @@ class TargetStore:
             The rows of these clips, in this order, with 0 as their epoch.
 
         Raises:
-            BrokenPartError: The part is damaged, or holds other clips.
+            BrokenPartError: The part is damaged, or holds other clips or targets of other settings.
             StorageError: The store cannot be reached.
         """
+        path = self.path_of(part)
         groups = sorted({(index - part.start) // ROW_GROUP for index in indices})
         try:
-            with storage.open_read(self.path_of(part)) as stream:
-                table = _read_groups(stream, groups)
+            with storage.open_read(path) as stream:
+                table, settings = _read_groups(stream, groups)
         except MissingError as error:
-            raise BrokenPartError("the file was removed") from error
+            raise BrokenPartError(path, "it was removed") from error
+        except _DamagedPartError as error:
+            raise BrokenPartError(path, f"it is damaged: {error}") from error
+        if settings != self.settings:
+            raise BrokenPartError(path, "it holds targets of other settings or teachers; remove it")
         rows = np.searchsorted(table["index"].to_numpy(), indices)
         table = table.take(rows.clip(max=max(0, len(table) - 1)))
         if table["index"].to_pylist() != list(indices):
-            raise BrokenPartError("its rows are not the clips that the file name states")
+            raise BrokenPartError(path, "its rows are not the clips that its name states")
         return table
 
     def read_shard(self, parts: Sequence[Part]) -> list[Example]:
@@ -183,13 +201,18 @@ class TargetStore:
         ]
 
 
-def _read_groups(stream: IO[bytes], groups: Sequence[int]) -> pa.Table:
-    """Read row groups; damage becomes a BrokenPartError, storage errors pass through."""
+class _DamagedPartError(Exception):
+    """A file is not the Parquet file that was written."""
+
+
+def _read_groups(stream: IO[bytes], groups: Sequence[int]) -> tuple[pa.Table, str]:
+    """Read row groups, and the fingerprint of their settings; storage errors pass through."""
     try:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
-        return file.read_row_groups(groups).cast(EXAMPLES)
+        settings = (file.schema_arrow.metadata or {}).get(SETTINGS_KEY, b"").decode()
+        return file.read_row_groups(groups).cast(EXAMPLES), settings
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:
-        raise BrokenPartError(one_line(error)) from error
+        raise _DamagedPartError(one_line(error)) from error
 
 
 def _files_under(path: str) -> list[storage.StoredFile]:

@@ -33,7 +33,14 @@ from liser_dist import storage
 from liser_dist.cluster.connect import pool_selector
 from liser_dist.config.stream import StreamSpec
 from liser_dist.errors import StorageError
-from liser_dist.pipeline.store import ROW_GROUP, STRETCH, Part, TargetStore, open_store
+from liser_dist.pipeline.store import (
+    ROW_GROUP,
+    SETTINGS_KEY,
+    STRETCH,
+    Part,
+    TargetStore,
+    open_store,
+)
 from liser_dist.records import LABELS, Reason, stable_hash
 
 logger = logging.getLogger(__name__)
@@ -232,11 +239,13 @@ class StretchWriter:
         )
         ends, retry_mask = bool(rows["ends_shard"][-1].as_py()), _retry_mask(rows)
         part = Part(shard, view, start, complete.stop, ends, retry_mask)
-        self._files.write(self._store.path_of(part), partial(_to_parquet, rows))
+        content = partial(_to_parquet, rows, self._store.settings)
+        self._files.write(self._store.path_of(part), content)
 
 
-def _to_parquet(rows: pa.Table) -> bytes:
+def _to_parquet(rows: pa.Table, settings: str) -> bytes:
     content = io.BytesIO()
+    rows = rows.replace_schema_metadata({SETTINGS_KEY: settings})
     pq.write_table(
         rows, content, row_group_size=ROW_GROUP, compression="zstd", compression_level=1,
         use_dictionary=["shard", "reason", *LABELS], write_page_checksum=True,

@@ -1,11 +1,9 @@
 """A single worker gets its own values; several workers get all values, in rank order."""
 
-import os
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 from liser_dist.students.collectives import (
     all_gather,
@@ -14,6 +12,7 @@ from liser_dist.students.collectives import (
     sum_over_workers,
     worker_count,
 )
+from tests.workers import run_workers
 
 
 def test_a_worker_that_is_alone_gets_its_own() -> None:
@@ -29,7 +28,6 @@ def test_a_worker_that_is_alone_gets_its_own() -> None:
 
 
 def _exchange(rank: int, store: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         assert all_gather(rank) == [0, 1]
@@ -47,4 +45,4 @@ def _exchange(rank: int, store: str) -> None:
 
 
 def test_two_workers_get_the_values_of_both(tmp_path: Path) -> None:
-    multiprocessing.spawn(_exchange, (str(tmp_path / "store"),), nprocs=2)
+    run_workers(_exchange, str(tmp_path / "store"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 from liser_dist.config.distill import DistillSpec, TrainSpec
 from liser_dist.config.student import AugmentSpec, LossSpec
@@ -30,6 +28,7 @@ from liser_dist.students.losses import (
 )
 from liser_dist.students.models import StudentOutput
 from liser_dist.students.variants import apply_variant, variants_of
+from tests.workers import run_workers
 
 EMOTIONS = ("neutral", "happy", "sad")
 DIMS = {"speech": 5, "face": 4}
@@ -139,16 +138,14 @@ def worker(rank: int, workers: int, port: int, results: str) -> None:
         torch.save(outcome, results)
     dist.barrier()  # nobody leaves while another still waits for an answer
     dist.destroy_process_group()
-    os._exit(0)  # torch's threads abort a process, now and then, that ends in Python's own way
 
 
-@pytest.mark.slow  # starts a process for each worker
 @pytest.mark.parametrize("workers", SPLITS)
 def test_any_split_over_workers_gives_the_gradient_of_one_process(
     workers: int, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     file = tmp_path / "gradients.pt"
-    multiprocessing.spawn(worker, (workers, unused_tcp_port, str(file)), nprocs=workers)
+    run_workers(worker, workers, unused_tcp_port, str(file), workers=workers)
     complete = {way: learned((UNLABELLED, LABELLED), way) for way in WAYS}
     for split, shared in torch.load(file, weights_only=True).items():
         expected = complete[split.rpartition(", ")[2]]

@@ -18,7 +18,6 @@ import pytest
 import ray.exceptions
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 from liser_dist.config.distill import DistillSpec
 from liser_dist.data.shards import Shard, ShardVisit
@@ -31,6 +30,7 @@ from liser_dist.students.counting import COUNTS
 from liser_dist.training import loop
 from liser_dist.training.loop import TrainLoop
 from liser_dist.training.stream import SUMMARY, TrainJob
+from tests.workers import run_workers
 
 EMOTIONS = ("neutral", "happy", "sad")
 CLIPS, EPOCHS = 10, 2
@@ -293,7 +293,6 @@ def _fail_on_one_worker(rank: int, place: str, where: str) -> None:
         get=lambda value: value, exceptions=ray.exceptions, train=fake_train
     )
     job = make_job(Path(place))
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{place}/group", rank=rank, world_size=2,
         timeout=timedelta(seconds=60),
@@ -316,10 +315,9 @@ def _fail_on_one_worker(rank: int, place: str, where: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("where", ["step", "start"])
 def test_an_error_of_one_worker_ends_all_of_them(tmp_path: Path, where: str) -> None:
-    multiprocessing.spawn(_fail_on_one_worker, (str(tmp_path), where), nprocs=2)
+    run_workers(_fail_on_one_worker, str(tmp_path), where)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second
     assert ("x.parquet" if where == "step" else "every checkpoint of the run") in first
