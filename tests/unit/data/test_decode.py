@@ -326,7 +326,7 @@ def test_a_child_is_renewed_after_so_many_clips(film):
 
 @pytest.fixture(scope="module")
 def large_film() -> bytes:
-    return make_video(size=(1920, 1080), fps=15, duration_s=32.0)
+    return make_video(codecs=("mpeg4", "aac"), size=(1920, 1080), fps=6, duration_s=32.0)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from liser_dist.config.base import EMOTIONS
 from liser_dist.config.stream import ClipSpec
@@ -151,28 +150,3 @@ def test_weights_that_a_body_lacks_are_missed(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(TeacherError, match="lacks weights"):
         HuggingFaceBackbone(str(folder))
-
-
-@pytest.mark.slow
-def test_the_real_size_takes_a_step(tmp_path: Path) -> None:
-    t = transformers
-    extractor = t.Wav2Vec2FeatureExtractor(return_attention_mask=True)
-    made = {
-        "wavlm-base": (t.WavLMModel(t.WavLMConfig()), extractor),
-        "vit-base": (t.ViTModel(t.ViTConfig()), t.ViTImageProcessorPil()),
-    }
-    for name, (model, processor) in made.items():
-        model.save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-        assert sum(weight.numel() for weight in model.parameters()) > 80e6
-        spec = TrainTeacherSpec.model_validate(
-            {
-                "backbone": str(tmp_path / name),
-                "emotions": ["neutral", "happy"],
-                "data": {"labelled": "nowhere"},
-                "tune": {"layers": 1, "epochs": 1},
-            }
-        )
-        clips = [shown(e, who, n) for n, e in enumerate(("neutral", "happy")) for who in "ab"]
-        trained = TeacherLoop(spec, {"labelled": clips, "validation": []}).run()
-        assert trained.validation.logits.shape[1] == 2
