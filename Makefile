@@ -4,6 +4,7 @@
 #   make check   lint, types, import contracts, unit tests: the loop in which people work
 #   make docs    the documentation site, in build/docs
 #   make test    all of `check`, the slow unit tests, the docs, the integration tests: what CI runs
+#   make test-long  the integration tests that start many jobs: before a release, half an hour
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 0
@@ -13,7 +14,7 @@ UNIT := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loa
 # Each job is many processes: none is to compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo demo-controls check test docs lint format clean
+.PHONY: install demo demo-controls check test test-long docs lint format clean
 
 install: $(READY)
 
@@ -30,7 +31,10 @@ check: lint
 # The integration tests share one Ray.
 test: check docs
 	$(UNIT) -m slow
-	$(BIN)/python -m pytest --durations=12 tests/integration
+	$(BIN)/python -m pytest --durations=12 -m "not long" tests/integration
+
+test-long: $(READY)
+	$(BIN)/python -m pytest --durations=12 -m long tests/integration
 
 # Fails if a page names a field, file, command or page that does not exist.
 docs: $(READY)

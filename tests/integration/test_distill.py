@@ -85,6 +85,7 @@ def submitted(environment: dict[str, str], *entrypoint: str) -> Finished:
     return Finished(done)
 
 
+@pytest.mark.long
 def test_weights_hang_on_neither_how_a_job_is_submitted_nor_on_what_is_said_of_a_clip(
     write_spec,
     local_cluster: LocalCluster,

@@ -62,7 +62,11 @@ def broken(many: str, tmp_path: Path) -> Broken:
     return run
 
 
-@pytest.mark.parametrize("names", TOGETHER, ids=[names[0] for names in TOGETHER])
+@pytest.mark.parametrize(
+    "names",
+    [TOGETHER[0], *(pytest.param(names, marks=pytest.mark.long) for names in TOGETHER[1:])],
+    ids=[names[0] for names in TOGETHER],
+)
 def test_no_clip_is_lost_and_none_trained_twice(broken: Broken, names: tuple[str, ...]) -> None:
     try:
         log = broken(*names)

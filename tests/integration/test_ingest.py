@@ -117,6 +117,7 @@ def test_new_video_on_s3_becomes_shards_once_and_the_main_job_trains_on_them(
     assert (clips["trained"], clips["rejected"]) == (6, 0)
 
 
+@pytest.mark.long
 def test_a_job_that_was_killed_goes_on_and_makes_the_same_clips(
     ingest: Ingest,
     talks: list[bytes],

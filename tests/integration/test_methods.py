@@ -83,6 +83,7 @@ def study_spec(people: str, clips: Path, tmp_path: Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_study_is_scored_by_fold_and_goes_on_where_it_ended(
     run: Run, people: str, clips: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_study_is_scored_by_fold_and_goes_on_where_it_ended(
     assert pq.read_table(second.place / "study.parquet").equals(table)
 
 
+@pytest.mark.long
 def test_a_teacher_that_two_workers_trained_is_the_one_that_jobs_load(
     run: Run, people: str, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def spec(films: list[bytes], tmp_path: Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_each_stage_on_its_nodes_while_some_come_and_go(
     cluster: LocalCluster, spec: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_real_clips_on_s3_become_a_student_and_a_page_and_hostile_ones_cost_themselves_alone(
     ray_cluster: dict[str, str],
     s3: dict[str, str],

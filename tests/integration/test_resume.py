@@ -20,6 +20,7 @@ def keeping(**train: Any) -> dict[str, Any]:
     return {"teachers": SLOW, "train": {"checkpoint_every": 1, "keep": 100, "epochs": 3, **train}}
 
 
+@pytest.mark.long
 def test_the_weights_are_those_of_a_job_that_nobody_killed(killed: Kill, job: Job) -> None:
     change = keeping(workers=2, average=0.9) | {"deterministic": True}
     place = killed(**change)

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 NEVER_ASKED = {"speech": {"kind": "mock", "seconds_per_clip": 1000}, "face": {"kind": "mock"}}
 
 
+@pytest.mark.long
 def test_a_store_that_was_filled_without_a_student_gives_the_weights_of_a_job_that_taught(
     job: Job, labelled: dict[str, str], clips: Path, tmp_path: Path
 ) -> None:
