@@ -1,4 +1,4 @@
-"""Reads a job's command line into its spec, and ends a job that failed because of a user's mistake.
+"""Reads a job's spec from its command line, and ends a job that fails through a user's mistake.
 
     jobs/distill.py SPEC --train.epochs 3 --seed 7 --check
 
@@ -134,7 +134,10 @@ def _require_mapping(path: Path) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"the spec {path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise SpecError(f"the spec {path} has no fields; see jobs/specs/demo.yaml for an example")
+        raise SpecError(
+            f"the spec {path} has no fields: add those of the job; see jobs/specs/demo.yaml for "
+            "an example"
+        )
 
 
 def explain(error: ValidationError, kind: type[Spec], source: object) -> str:
@@ -180,9 +183,9 @@ def _message(details: ErrorDetails, field: str) -> str:
         case "extra_forbidden":
             return "there is no such field; remove it or correct its name"
         case "missing":
-            return f"it is required: give it here or as --{field}"
+            return f"it is required: set it in the spec, or pass --{field}"
         case "union_tag_not_found":
-            return f"its `kind` is required: give it here or as --{field}.kind"
+            return f"its `kind` is required: set it in the spec, or pass --{field}.kind"
         case "union_tag_invalid":
             return (
                 f"there is no such kind; give one of {_unquoted(details['ctx']['expected_tags'])}"

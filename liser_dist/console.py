@@ -193,7 +193,9 @@ def print_plan(
     total = total_of([stage.need for stage in forecast.stages])
     needed = ", ".join(format_amount(amount, kind) for kind, amount in total.items())
     available = ", ".join(format_amount(n, kind) for kind, n in capacity.amounts.items())
-    output.print(f"the job needs at least {needed}; {capacity.where} has {available}: it fits")
+    output.print(
+        f"the job needs at least {needed}; {capacity.where} has {available}, so the job fits"
+    )
 
 
 def print_steps(spec: DistillSpec, worker_bounds: Bounds, clips: int) -> None:
@@ -238,8 +240,8 @@ def print_readers(resources: ResourcesSpec, forecast: Forecast, shards: Sequence
     needed = readers_needed(forecast, bytes_per_clip)
     if needed is not None and needed > resources.readers:
         output.print(
-            f"WARNING: reading {bytes_per_clip / 1e6:.2f} MB per clip from S3 at this speed takes "
-            f"about {needed} readers, if each gets {STREAM_BYTES_PER_S / 1e6:.0f} MB/s, and "
+            f"WARNING: reading {bytes_per_clip / 1e6:.2f} MB per clip from S3 at the forecast "
+            f"speed takes about {needed} readers at {STREAM_BYTES_PER_S / 1e6:.0f} MB/s each, but "
             f"`resources.readers` is {resources.readers}: raise it"
         )
 

@@ -1,4 +1,4 @@
-"""Classifies the errors of disks, networks and S3 servers, and retries those that may pass."""
+"""Classifies the errors of disks, networks and S3 servers, and retries the temporary ones."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Runs a job the plain way: WebDataset, a DataLoader, and the teachers inline, without Ray.
+"""Runs a job as a plain loop: WebDataset, a DataLoader, and the teachers inline, without Ray.
 
-This is what one would write without this package, and the yardstick of `jobs/benchmark.py speed`.
-It uses the same clips, decoder, teachers, student and loss as the Ray job that it is compared with,
-in the simplest loop that still uses every core.
+The plain loop is what one would write without this package. `jobs/benchmark.py speed` compares a
+Ray job with it: both use the same clips, decoder, teachers, student and loss. It is the simplest
+loop that still uses every core.
 
     python -m liser_dist.benchmarks.baseline SPEC.json TIMELINE.json
 """

@@ -3,8 +3,8 @@
 1. Copies of good clips, each damaged in one way, are mixed among the good ones and written as
    shards.
 2. A job with a counting student (`students/counting.py`: one weight per clip and epoch, which
-   counts how often it was trained on) runs on the good clips alone, then on the mixture.
-3. These counts and `rejected.parquet` show what became of each clip.
+   counts how often the clip was trained on) runs on the good clips alone, then on the mixture.
+3. The counts and `rejected.parquet` show what became of each clip.
 """
 
 from __future__ import annotations

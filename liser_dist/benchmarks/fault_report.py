@@ -1,9 +1,9 @@
 """Runs everything that `jobs/benchmark.py faults` measures, and reports what became of the clips.
 
-Each fault is injected at random moments of a job on the synthetic corpus, on a local Ray
-cluster; afterwards the weights of the counting student (`students/counting.py`) show how often each
-clip was trained on. Then as many damaged clips as good ones are trained on, and the memory of each
-kind of process is measured.
+Each fault is injected at random moments of a job on the synthetic corpus, on a local Ray cluster;
+afterwards the weights of the counting student (`students/counting.py`) show how often each clip was
+trained on. Then a job runs on as many damaged clips as good ones, and the memory of each kind of
+process is measured.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def measure_fault_tolerance(job: BenchmarkJob, folder: Path) -> bool:
     spec = job.spec
     if spec.synthetic is None or spec.student.kind != "counting":
         raise SpecError(
-            "the faults benchmark needs `synthetic` and `student.kind: counting`; see "
-            "jobs/specs/faults.yaml"
+            "the faults benchmark needs a spec with `synthetic` and `student.kind: counting`, "
+            "such as jobs/specs/faults.yaml"
         )
     prepare_synthetic(spec.synthetic)
     failed: list[str] = []

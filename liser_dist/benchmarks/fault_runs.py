@@ -177,7 +177,9 @@ def _inject(run: ClusterJob, name: str, moment: int) -> tuple[str, int, float]:
     step, started = run.step, time.monotonic()
     FAULTS[name].inject(run)
     if run.ended:
-        raise RuntimeError(f"the job ended before {name!r} could be injected; see {run.log}")
+        raise RuntimeError(
+            f"the job ended before the fault {name!r} could be injected; see {run.log}"
+        )
     run.wait_for_step(run.step + 1)
     return name, step * run.spec.train.batch_size, time.monotonic() - started
 

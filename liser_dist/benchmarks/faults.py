@@ -1,4 +1,4 @@
-"""Defines the faults that are injected into running jobs, and the job and cluster each needs."""
+"""Defines the faults that are injected into running jobs, and the job and cluster for each."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def fill_disk(job: ClusterJob) -> None:
 
 
 def _count_failed_checkpoints(job: ClusterJob) -> int:
-    return job.log.read_text().count("could not be written; training continues")
+    return job.log.read_text().count("training continues without the checkpoint")
 
 
 def refuse_store_write(job: ClusterJob) -> None:

@@ -2,7 +2,7 @@
 
 `BenchmarkJob` is a distillation job that a benchmark runs in several variants, and
 `run_measurement` runs a module of this package on a spec. Every measuring process loads this
-module: keep imports light.
+module, so it must import little.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 1. A job with a counting student (`students/counting.py`) and teachers that take no time runs on a
    local cluster.
-2. Early in the job, and again after many more clips, the private memory of each of its processes is
-   measured.
+2. The private memory of each of the job's processes is measured early in the job, and again after
+   many more clips.
 """
 
 from __future__ import annotations

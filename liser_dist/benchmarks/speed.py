@@ -1,11 +1,11 @@
-"""Compares the speed of a job with its limit and with a plain loop on the same clips.
+"""Compares the speed of a job with the limit of the machine and with a plain loop.
 
 1. The CPU time that each stage needs for one clip, measured alone, gives the highest speed that
    this machine can reach.
-2. Each round times the plain loop, then the job for three epochs with a target store that starts
-   empty, then both again on the normalised shards, if the spec has any.
-3. In each round, the job's speed is divided by that limit and by the plain loop's speed; the report
-   holds the medians of these ratios over the rounds.
+2. Each round times the plain loop, then the job on the same clips for three epochs with a target
+   store that starts empty, then both again on normalised shards, if there are any.
+3. In each round, the job's speed is divided by the limit from step 1 and by the plain loop's speed;
+   the report holds the medians of these ratios over the rounds.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def measure_speed(job: BenchmarkJob, folder: Path) -> bool:
     costs = measure_stage_costs(jobs.raw, folder / "costs")
     limit = limit_clips_per_s(costs, jobs.raw.spec.resources)
     output.print(
-        f"CPU time per clip {1000 * costs.total_s:.0f} ms, so at most {limit:.1f} clips/s on "
+        f"CPU time per clip: {1000 * costs.total_s:.0f} ms, so at most {limit:.1f} clips/s on "
         f"{cpu_count()} cores"
     )
     cold = time_job(jobs.raw, folder / "cold", None)

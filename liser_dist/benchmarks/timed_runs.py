@@ -1,4 +1,4 @@
-"""Runs a job, or the plain loop without Ray to compare it with, and records when each step ended.
+"""Runs a job, or the plain loop that it is compared with, and records when each step ended.
 
 Speeds are taken from the middle of an epoch, because the pipeline fills at its start and drains at
 its end.

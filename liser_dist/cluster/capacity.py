@@ -1,6 +1,6 @@
 """Checks whether a job fits on a cluster, by counting CPUs and GPUs before any stage starts.
 
-Ray keeps a job that does not fit waiting forever without a message.
+Without this check, Ray would keep a job that does not fit waiting forever, without a message.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class Capacity:
             return self
         if pool not in self.pools:
             raise CapacityError(
-                f"no node of {self.where} has the label `{POOL}={pool}`; its pools are "
-                f"{', '.join(sorted(self.pools))}: set `resources.cluster` to the file of a "
-                "cluster that scales up, or start nodes with "
-                f"`ray start --labels {POOL}={pool}`, or choose another pool in `resources.pools`"
+                f"no node of {self.where} has the label `{POOL}={pool}`; its nodes are in the "
+                f"pools {', '.join(sorted(self.pools))}: set `resources.cluster` to the file of a "
+                f"cluster that scales up, or start nodes with `ray start --labels {POOL}={pool}`, "
+                "or choose another pool in `resources.pools`"
             )
         nodes = tuple(node for node in self.nodes if node.pool == pool)
         return Capacity(f"the pool {pool} of {self.where}", nodes)

@@ -1,4 +1,4 @@
-"""Reads a cluster file for `ray up`: the nodes that the cluster has at its largest."""
+"""Reads from a cluster file for `ray up` which nodes the cluster has at its largest."""
 
 from __future__ import annotations
 
@@ -69,13 +69,12 @@ def read_cluster(path: str, field: str) -> Capacity:
         raise CapacityError(f"`{field}` {path} cannot be read: {error}; check the path") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CapacityError(
-            f"`{field}` {path} is not a cluster file for `ray up` "
-            f"({type(error).__name__}: {error}): give one with `head_node_type` and "
-            "`available_node_types`"
+            f"`{field}` {path} is not a cluster file for `ray up` ({type(error).__name__}: "
+            f"{error}): set it to a file with `head_node_type` and `available_node_types`"
         ) from error
     except ValidationError as error:
         raise CapacityError(
-            f"`{field}` {path}: in `available_node_types`, {first_mistake(error)}; give "
+            f"`{field}` {path}: in `available_node_types`, {first_mistake(error)}; list "
             "`resources` (such as `CPU: 16`) and `labels` for each node type, because this check "
             "does not ask AWS for them"
         ) from error
@@ -98,8 +97,8 @@ def read_cluster(path: str, field: str) -> Capacity:
             )
     if len(nodes) - 1 > max_workers:
         raise CapacityError(
-            f"`{field}` {path}: `max_workers` of the cluster is {max_workers}, but its node types "
-            f"allow {len(nodes) - 1} workers together: raise it to that number, or lower "
-            "`max_workers` of the node types"
+            f"`{field}` {path}: the `max_workers` of the cluster is {max_workers}, but its node "
+            f"types allow {len(nodes) - 1} workers together: raise the `max_workers` of the "
+            "cluster to that number, or lower the `max_workers` of the node types"
         )
     return Capacity(path, tuple(nodes))

@@ -110,9 +110,9 @@ def require_reachable(capacity: Capacity) -> None:
 
     if capacity.where != _THIS_MACHINE and not ray.is_initialized():
         raise CapacityError(
-            f"`resources.cluster` is {capacity.where}, and no Ray cluster responds: start it with "
-            f"`ray up {capacity.where}` and submit the job there, or leave the field out to run "
-            "on this machine"
+            f"`resources.cluster` is {capacity.where}, and no Ray cluster responds: start one "
+            f"with `ray up {capacity.where}` and submit the job there, or leave "
+            "`resources.cluster` out to run on this machine"
         )
 
 

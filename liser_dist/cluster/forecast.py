@@ -177,8 +177,8 @@ def hourly_price(nodes: dict[str, int], costs: ClusterCosts) -> float | None:
         return None
     if unpriced := [kind for kind in nodes if kind not in costs.dollars_per_hour]:
         raise CapacityError(
-            f"`resources.costs`: `dollars_per_hour` has no {', '.join(unpriced)}: add its price "
-            "per hour"
+            f"`resources.costs`: `dollars_per_hour` has no price for {', '.join(unpriced)}: add "
+            "it, in US dollars per hour"
         )
     return sum(count * costs.dollars_per_hour[kind] for kind, count in nodes.items())
 

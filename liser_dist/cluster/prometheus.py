@@ -4,7 +4,7 @@ decode_clips_total{outcome}   clips that left a decoder: `decoded`, or the rejec
 decode_busy_seconds_total     seconds that decoders spent decoding
 teach_clips_total             clips for which teachers computed targets
 teach_busy_seconds_total      seconds that teachers spent computing; its `rate` is the number of
-                              busy ones
+                              busy teachers
 train_*, validation_*_uar     the numbers of `runs.progress.Progress`, as the first worker sees them
 """
 

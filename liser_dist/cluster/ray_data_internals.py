@@ -1,6 +1,7 @@
 """Wraps the private API of Ray Data that this package uses.
 
-Written for Ray 2.60, which `pyproject.toml` pins; each item says what to check when it changes.
+Written for Ray 2.60, which `pyproject.toml` pins; each item says what to check when the pin
+changes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Wraps the private API of Ray Train that this package uses.
 
-Written for Ray 2.60, which `pyproject.toml` pins; each item says what to check when it changes.
-Nothing here may import torch: Ray Train's controller loads this module.
+Written for Ray 2.60, which `pyproject.toml` pins; each item says what to check when the pin
+changes. Nothing here may import torch: Ray Train's controller loads this module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Defines what specs are built from: base classes, field types and marks, and their comparison.
 
-A mark in a field's annotation (`FieldMark`) says how it is treated. The functions here find marked
-fields by walking over the spec classes, so that no separate list of names exists.
+A mark in a field's annotation (`FieldMark`) says how the field is treated. The functions here find
+marked fields by walking over the spec classes, so that no separate list of field names is needed.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def _without_key(address: str) -> str:
     if re.search(r"://([^/]*|[^/]*:.*)@", address):
         raise PydanticCustomError(
             SECRET,
-            "a user name or key before the @ would appear in logs: remove it, and give it in the "
-            "environment (AWS_*, MLFLOW_TRACKING_*) or by the node's instance role",
+            "a user name or key before the @ would appear in logs: remove it, and set it in the "
+            "environment (AWS_*, MLFLOW_TRACKING_*) or use the node's instance role",
         )
     return address
 

@@ -66,8 +66,10 @@ class TargetsSpec(Spec):
     )
     windows: Count = Field(
         1,
-        description="Number of windows for which targets are stored, of a clip that is longer than "
-        "`clip.window_s`. The epochs use them in turn. Has no effect without a store.",
+        description=(
+            "Number of windows for which targets are stored, for a clip that is longer than "
+            "`clip.window_s`. The epochs use the windows in turn. Has no effect without a store."
+        ),
     )
     input: Literal["waveform", "log_mel"] = Field(
         "waveform",
@@ -95,14 +97,18 @@ class TrainSpec(Spec):
     )
     labelled_batch_size: Annotated[int, Field(ge=0)] = Field(
         32,
-        description="Number of labelled clips in each step, over all workers, on top of "
-        "`train.batch_size`. The steps go through `data.labelled` in turn. 0: none, the labels are "
-        "not trained on.",
+        description=(
+            "Number of labelled clips in each step, over all workers, on top of "
+            "`train.batch_size`. The steps go through `data.labelled` in turn. 0: the student is "
+            "not trained on labelled clips."
+        ),
     )
     labelled_epochs: Count = Field(
         1000,
-        description="Largest number of times that each labelled clip is used. Later steps have "
-        "none: a long run on few labels would learn them by heart.",
+        description=(
+            "Largest number of times that each labelled clip is used. Later steps use no labelled "
+            "clips, because a long run would memorise a few labels."
+        ),
     )
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-3,),
@@ -117,7 +123,7 @@ class TrainSpec(Spec):
         "falls along a half cosine.",
     )
     gradient_norm: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="Gradients of a larger norm are scaled down to this."
+        1.0, description="Gradients with a larger norm are scaled down to this norm."
     )
     average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
@@ -278,12 +284,14 @@ class DistillSpec(Spec):
             self._losses_have_sources()
         if self.compare and self.data.labelled is None and "labels_only" in self.compare:
             raise ValueError(
-                "`compare: labels_only` needs `data.labelled`: give it, or remove `labels_only`"
+                "`compare: labels_only` needs `data.labelled`: set `data.labelled`, or remove "
+                "`labels_only`"
             )
         if len(self.train.learning_rates) > 1 and self.data.validation is None:
             raise ValueError(
                 f"`train.learning_rates` has {len(self.train.learning_rates)} values, but "
-                "choosing the best needs `data.validation`: give it, or a single learning rate"
+                "choosing the best needs `data.validation`: set `data.validation`, or give a "
+                "single learning rate"
             )
         return self
 
@@ -302,8 +310,9 @@ class DistillSpec(Spec):
             )
         if self.deterministic and (least != most or rows % most):
             raise ValueError(
-                f"`deterministic` needs a fixed number of `train.workers` that divides "
-                f"`train.batch_size` {rows}, not {self.train.workers}: change one of them"
+                "`deterministic` needs a fixed number of `train.workers` that divides "
+                f"`train.batch_size` {rows}, but `train.workers` is {self.train.workers}: change "
+                "one of the two"
             )
 
     def _saves_between_resizes(self) -> None:
@@ -312,8 +321,9 @@ class DistillSpec(Spec):
         if least < most and train.checkpoint_every_s > train.resize_every_s:
             raise ValueError(
                 f"`train.checkpoint_every_s` {train.checkpoint_every_s:g} exceeds "
-                f"`train.resize_every_s` {train.resize_every_s:g} in an elastic job, whose workers "
-                "may be replaced that often: lower the first, or raise the second"
+                f"`train.resize_every_s` {train.resize_every_s:g} in an elastic job, whose "
+                "workers may be replaced that often: lower `train.checkpoint_every_s`, or raise "
+                "`train.resize_every_s`"
             )
 
     def _input_can_be_augmented(self) -> None:
@@ -323,8 +333,8 @@ class DistillSpec(Spec):
             if value:
                 raise ValueError(
                     f"`augment.{name}` {value:g} changes the waveform, and `targets.input: "
-                    f"log_mel` stores no waveform: set `augment.{name}` to 0, or `targets.input: "
-                    "waveform`"
+                    f"log_mel` stores no waveform: set `augment.{name}` to 0, or use "
+                    "`targets.input: waveform`"
                 )
 
     def _emotions_agree(self) -> None:
@@ -337,8 +347,8 @@ class DistillSpec(Spec):
         if not self.loss.learns_from([*self.teachers.by_name, "embeddings", *labels]):
             weights = ", ".join(f"loss.{name}" for name in self.loss.term_sources())
             raise ValueError(
-                f"the student would learn nothing: give one of {weights} a weight above "
-                "0, and the teacher or labelled shards that it needs"
+                f"the student would learn nothing: set one of {weights} above 0, and set the "
+                "teacher or the labelled shards that this term of the loss needs"
             )
 
     @property

@@ -40,8 +40,8 @@ def _each_speaker_once(folds: Any) -> Any:
             for speaker in speakers:
                 if fold_of.setdefault(speaker, fold) != fold:
                     raise ValueError(
-                        f"speaker {speaker!r} is in the folds {fold_of[speaker]} and {fold}: keep "
-                        "it in one"
+                        f"speaker {speaker!r} is in the folds {fold_of[speaker]} and {fold}: list "
+                        "the speaker in one fold only"
                     )
     return folds
 

@@ -14,8 +14,10 @@ class ExportDataSpec(Spec):
 
     clips: Place | None = Field(
         None,
-        description="Shards by which the 8-bit model is calibrated and ONNX is compared with "
-        "PyTorch. null: the run's unlabelled shards.",
+        description=(
+            "Shards on which the 8-bit model is calibrated and ONNX is compared with PyTorch. "
+            "null: the run's unlabelled shards."
+        ),
     )
     labelled: Place | None = Field(
         None,
@@ -33,8 +35,10 @@ class ExportSpec(Spec):
     data: ExportDataSpec = ExportDataSpec()
     clips: Count = Field(
         200,
-        description="Number of clips by which the 8-bit model is calibrated and ONNX is compared "
-        "with PyTorch.",
+        description=(
+            "Number of clips on which the 8-bit model is calibrated and ONNX is compared with "
+            "PyTorch."
+        ),
     )
     resamples: Count = Field(
         2000,

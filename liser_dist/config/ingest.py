@@ -172,7 +172,7 @@ class IngestSpec(Spec):
         source, output = (absolute_place(place) + "/" for place in (self.source, self.output))
         if output.startswith(source):
             raise ValueError(
-                f"`output` {self.output} is inside `source` {self.source}, so that its clips would "
-                "be taken for new video: give a folder outside of it"
+                f"`output` {self.output} is inside `source` {self.source}, so its clips would be "
+                "taken for new video: choose a folder outside `source`"
             )
         return self

@@ -47,8 +47,10 @@ class ResourcesSpec(Spec):
     )
     readers: Count = Field(
         2,
-        description="Number of tasks that read shards at the same time, each of them eight or more "
-        "in turn.",
+        description=(
+            "Number of tasks that read shards at the same time. Each task reads eight or more "
+            "shards in turn."
+        ),
     )
     decoder_cpus: Annotated[float, Field(gt=0)] = Field(
         1.0, description="CPUs that each decoder reserves. May be a fraction."

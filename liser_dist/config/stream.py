@@ -2,7 +2,7 @@
 
 The pipeline's stages take a `StreamSpec` and know nothing about jobs. Each job builds its own: a
 distillation from its spec (`DistillSpec.stream`), an evaluation with the evaluated model as the
-only teacher, the training of a teacher with no teacher at all.
+only teacher, and the training of a teacher without any.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ class ClipSpec(Spec):
     )
     frames: Literal["uniform", "keyframes"] = Field(
         "uniform",
-        description="`uniform` decodes these frames; `keyframes` the key frame nearest to each. "
-        "That is far cheaper, but web video has a key frame only every few seconds.",
+        description=(
+            "`uniform` decodes exactly these frames; `keyframes` decodes the key frame nearest to "
+            "each, which is far cheaper, but web video has a key frame only every few seconds."
+        ),
     )
     face_px: Annotated[int, Field(ge=16, le=512)] = Field(
         112, description="Width and height of the face crops that the teachers get, in pixels."

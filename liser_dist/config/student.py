@@ -156,9 +156,11 @@ class LossSpec(Spec):
     )
     agreement: Weight = Field(
         0.0,
-        description="How much less clips count on which the teachers disagree: their KL terms are "
-        "multiplied by exp(-agreement * JS / ln 2), with JS the Jensen-Shannon divergence. 0: all "
-        "count the same.",
+        description=(
+            "How much less clips count if the teachers disagree on them: their KL terms are "
+            "multiplied by exp(-agreement * JS / ln 2), with JS the Jensen-Shannon divergence. 0: "
+            "all count the same."
+        ),
     )
     balance: Literal["none", "distribution_alignment"] = Field(
         "distribution_alignment",

@@ -38,10 +38,12 @@ class AxesSpec(Spec):
     methods: tuple[Method, ...] = Field(
         METHODS,
         min_length=1,
-        description="How students learn. All learn from labels; `labels_only` from nothing else, "
-        "`embeddings_first` from the backbones' embeddings in the first half and the labels in the "
-        "second, `speech_teacher` and `face_teacher` also from that teacher, `both` from both, "
-        "`both_embeddings` from both and the embeddings.",
+        description=(
+            "How students learn. All methods learn from labels: `labels_only` from nothing else, "
+            "`embeddings_first` from the backbones' embeddings in the first half and the labels "
+            "in the second, `speech_teacher` and `face_teacher` also from that teacher, `both` "
+            "from both, `both_embeddings` from both and the embeddings."
+        ),
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2, 3, 4),
@@ -92,37 +94,38 @@ class StudySpec(DistillSpec):
         for name, teacher in (("speech", self.teachers.speech), ("face", self.teachers.face)):
             if not isinstance(teacher, BackboneTeacher):
                 raise ValueError(
-                    f"`teachers.{name}` must be of `kind: backbone`: its head is fitted anew on "
-                    "each draw of labels"
+                    f"`teachers.{name}` must be of `kind: backbone`, because a study fits a new "
+                    "head on each draw of labels"
                 )
         if self.targets.store is None:
             raise ValueError(
-                "`targets.store` is off, but a study stores the backbones' embeddings there: give "
-                "a folder"
+                "`targets.store` is off, but a study stores the backbones' embeddings there: set "
+                "it to a folder"
             )
         if not self.loss.embedding:
             raise ValueError(
-                "`loss.embedding` must be above 0: the methods `both_embeddings` and "
+                "`loss.embedding` must be above 0, because the methods `both_embeddings` and "
                 "`embeddings_first` use it"
             )
         if self.data.labelled is None or (self.data.test is None) == (self.study.folds is None):
             raise ValueError(
-                "a study needs `data.labelled`, and exactly one of `data.test` and "
-                "`study.folds`: give `data.labelled` and one of these two"
+                "a study needs `data.labelled`, and either `data.test` or `study.folds` but not "
+                "both: set `data.labelled` and exactly one of the other two"
             )
         if len(self.train.learning_rates) > 1:
             raise ValueError(
                 f"`train.learning_rates` has {len(self.train.learning_rates)} values: give "
-                "one, as a study spends no labels on choosing the best"
+                "exactly one, because a study does not use labelled clips to choose between "
+                "learning rates"
             )
         if not (self.loss.label_ce and self.train.labelled_batch_size):
             raise ValueError(
-                "`loss.label_ce` and `train.labelled_batch_size` must be above 0: every method "
-                "learns from labels too"
+                "`loss.label_ce` and `train.labelled_batch_size` must be above 0, because every "
+                "method also learns from labels"
             )
         if self.start_from or self.compare or self.counts_clips:
             raise ValueError(
                 "a study does not support `start_from`, `compare` or `student.kind: counting`: "
-                "remove them; `study.methods` defines its students"
+                "remove them; `study.methods` defines the students of a study"
             )
         return self

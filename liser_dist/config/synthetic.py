@@ -1,4 +1,4 @@
-"""The spec of the synthetic corpus; enters its shards and teachers in a job's spec."""
+"""The spec of the synthetic corpus; adds the corpus's shards and teachers to a job's spec."""
 
 from __future__ import annotations
 

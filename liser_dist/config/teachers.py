@@ -37,8 +37,10 @@ Temperature = Annotated[
 Revision = Annotated[
     Annotated[str, Field(min_length=1)] | None,
     Field(
-        description="Branch, tag or commit of a `model` on the Hugging Face hub. A run keeps the "
-        "commit that this is when it starts. null: the branch `main`."
+        description=(
+            "Branch, tag or commit of a `model` on the Hugging Face hub. A run keeps using the "
+            "commit to which this refers when the run starts. null: the branch `main`."
+        )
     ),
 ]
 
@@ -130,7 +132,10 @@ class ImageInput(Spec):
     )
     scale: tuple[float, ...] = Field(
         (1 / 255,),
-        description="Factor after the mean was subtracted. One value, or one per channel.",
+        description=(
+            "Factor by which pixels are multiplied after the mean was subtracted. One value, or "
+            "one per channel."
+        ),
     )
 
 
@@ -162,7 +167,7 @@ class OnnxTeacher(_Teacher):
         ImageInput | WaveformInput | MelPowerInput,
         Field(
             discriminator="kind",
-            description="What the model takes, which an ONNX file does not say.",
+            description="What input the model takes, which an ONNX file does not say.",
         ),
     ]
     names: tuple[str, ...] = Field(
@@ -274,5 +279,5 @@ class TeachersSpec(Spec):
     @model_validator(mode="after")
     def _one_at_least(self) -> Self:
         if not self.by_name:
-            raise ValueError("there is no teacher: give `speech`, `face` or both")
+            raise ValueError("there is no teacher: set `speech`, `face` or both")
         return self

@@ -18,8 +18,10 @@ class TeacherDataSpec(Spec):
     labelled: Place = Field(description="Shards of the labelled clips to train on.")
     validation: Place | None = Field(
         None,
-        description="Labelled shards to choose the best epoch on. Their speakers must be in no "
-        "other set. null: a fraction of the speakers of `labelled` is set aside.",
+        description=(
+            "Labelled shards on which the best epoch is chosen. Their speakers must be in no "
+            "other set. null: a fraction of the speakers of `labelled` is set aside."
+        ),
     )
     validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2,
@@ -73,7 +75,8 @@ class TrainTeacherSpec(Spec):
     )
     tune: TuneSpec = TuneSpec()
     balanced: bool = Field(
-        True, description="Every emotion has the same weight, however many clips it has."
+        True,
+        description="Every emotion has the same weight in the loss, however many clips it has.",
     )
     workers: Count = Field(1, description="Number of train workers.")
     batch_size: Count = Field(16, description="Number of clips per step, over all workers.")

@@ -1,4 +1,4 @@
-"""Decodes clips in a child process, so that a clip that crashes or hangs it loses only itself.
+"""Decodes clips in a child process, so that a clip that crashes or hangs it affects no other.
 
 The pipeline's decoders hand each `Sample` to a `ClipDecoder`, whose child runs `decode.decode_clip`
 with limits on memory and time and is replaced when a clip kills it.

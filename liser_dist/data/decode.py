@@ -1,11 +1,11 @@
 """Decodes a sample into a clip: one window of its sound and its face crops.
 
-Runs in the calling process, which a damaged file can kill through Decord; `clip_decoder` therefore
-calls it in a child process.
+A damaged file can crash Decord, and with it the process that decodes; `clip_decoder` therefore runs
+`decode_clip` in a child process.
 
 1. the container's header (PyAV): streams, when each starts, and how long it should be
 2. the sound and the times of all frames (Decord); if they end early, the file is truncated
-3. one window, at the same times in both, that ends before either of them does
+3. one window, at the same times in sound and video, that ends before either of them does
 4. the window's sound and a few of its frames, which are cropped to one face
 """
 
@@ -317,7 +317,7 @@ def _pick_nearest(frames: Iterator[Any], frame_times: Times) -> list[Any]:
     picked: list[Any] = []
     last = next(frames, None)
     if last is None:
-        raise SampleError(Reason.UNREADABLE, "no frames")
+        raise SampleError(Reason.UNREADABLE, "no frame could be decoded")
     for frame in itertools.chain([last], frames):
         while len(picked) < len(frame_times) and frame.time >= frame_times[len(picked)]:
             time_s = frame_times[len(picked)]

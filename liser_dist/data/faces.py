@@ -76,8 +76,8 @@ def check_detector(detector: str, field: str) -> None:
         return
     if not Path(detector).is_file():
         raise SpecError(
-            f"`{field}` is {detector!r}: no such file. Give 'haar', or the path of a YuNet .onnx "
-            "file that every node can read"
+            f"`{field}` is {detector!r}: no such file; set it to 'haar', or to the path of a "
+            "YuNet .onnx file that every node can read"
         )
     _load_yunet(detector, field)
 

@@ -1,4 +1,4 @@
-"""Opens and writes media files with PyAV, which no damaged file has crashed yet.
+"""Opens and writes media files with PyAV, which no damaged file has crashed so far.
 
 Also turns the exceptions of media libraries into a `SampleError` with a short, printable text.
 """

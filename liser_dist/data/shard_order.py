@@ -1,9 +1,9 @@
 """Orders the clips of a run: the shards of each epoch, and the shards that are read in turn.
 
-The clips of a shard are often those of one film. Each epoch therefore puts the shards into groups,
-in an order drawn from seed and epoch, and the shards of a group are read in turn, a clip of each,
-so that a step has clips of many. The order of two clips does not depend on which others are
-skipped: a run that resumes continues in the order of a run that never stopped.
+The clips of a shard often come from one film. Each epoch therefore puts the shards into groups, in
+an order drawn from seed and epoch. The shards of a group are read in turn, one clip from each at a
+time, so that a step has clips from many films. The order of two clips does not depend on which
+others are skipped: a run that resumes continues in the order of a run that never stopped.
 """
 
 from __future__ import annotations

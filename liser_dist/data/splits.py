@@ -134,7 +134,7 @@ def require_speakers(clips: Iterable[Labelled], field: str) -> None:
         if not clip.speaker:
             raise SpecError(
                 f"`{field}`: the clip {clip.key} of {clip.shard} has no `speaker` in its JSON: "
-                "add it, as clips are split by speaker"
+                "add it, because clips are split by speaker"
             )
 
 
@@ -147,6 +147,6 @@ def require_all_classes(clips: Iterable[Labelled], emotions: Sequence[str], fiel
     present = {clip.emotion for clip in clips}
     if missing := [name for name in emotions if name not in present]:
         raise SpecError(
-            f"`{field}` has no clip of {', '.join(missing)}: add some, or remove "
-            f"{'them' if len(missing) > 1 else 'it'} from `emotions`"
+            f"`{field}` has no clips labelled {', '.join(missing)}: add such clips, or remove "
+            f"{', '.join(missing)} from `emotions`"
         )

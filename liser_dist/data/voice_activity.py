@@ -1,7 +1,7 @@
 """Detects speech in a waveform with silero-vad's ONNX model.
 
-The model file comes from the `silero-vad` package, which is never imported: it would load torch,
-for which a decoding process has no other use.
+The model file comes from the `silero-vad` package, which is never imported: importing it would load
+torch, which a decoding process does not need.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _load_model() -> Any:
 
     package = importlib.util.find_spec("silero_vad")
     if package is None or not package.submodule_search_locations:
-        raise ImportError("`clip.min_speech_s` needs silero-vad: `pip install silero-vad`")
+        raise ImportError("`clip.min_speech_s` needs silero-vad: run `pip install silero-vad`")
     file = Path(package.submodule_search_locations[0]) / "data" / "silero_vad_16k_sequence.onnx"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -57,7 +57,10 @@ def plan_evaluation(spec: EvaluateSpec) -> EvaluationPlan:
         identity = identify_teacher(spec.model)
         facts = describe_teacher(spec.model, spec.emotions, clip, identity)
     if not any(facts.known):
-        raise SpecError(f"`model.kind` {spec.model.kind} predicts no emotions: give a classifier")
+        raise SpecError(
+            f"`model` (`kind: {spec.model.kind}`) predicts no emotions: set it to a model that is "
+            "a classifier"
+        )
     model = "speech" if facts.modality in ("audio", "any") else "face"
     stream = StreamSpec(
         clip=clip,
@@ -91,7 +94,9 @@ def _clip_of(model: TeacherSpec) -> ClipSpec:
     try:
         return read_checkpoint_spec(model.model, read_digests(model.model)).clip
     except CheckpointError as error:
-        raise TeacherError(f"`model`: {model.model!r} is not a student: {error}") from error
+        raise TeacherError(
+            f"`model`: {model.model!r} cannot be loaded as a trained student: {error}"
+        ) from error
 
 
 def run_evaluation(plan: EvaluationPlan) -> tuple[Assessment, str]:
@@ -114,8 +119,8 @@ def run_evaluation(plan: EvaluationPlan) -> tuple[Assessment, str]:
     if not clips:
         missing = "audio" if plan.model == "speech" else "a face"
         raise SpecError(
-            f"`data.labelled`: no clip of {spec.data.labelled} has {missing}, but the model needs "
-            "it: give other shards"
+            f"`data.labelled`: the model needs clips with {missing}, but no clip in "
+            f"{spec.data.labelled} has {missing}: set `data.labelled` to shards with such clips"
         )
     speakers = (clip.speaker for clip in clips)
     fold_of = find_folds(spec.folds, speakers, "folds") if spec.folds else {}

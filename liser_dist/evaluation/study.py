@@ -141,8 +141,8 @@ def run_cells(
     left = [cell for cell in splits if cell not in predictions]
     axes = study.spec.study
     output.print(
-        f"running {len(left)} of {len(splits)} cells (a label share, fold and seed), "
-        f"{len(axes.methods)} methods each"
+        f"running {len(left)} of {len(splits)} cells (one for each label share, fold and seed), "
+        f"each with {len(axes.methods)} methods"
     )
     study_ref, clips_ref = ray.put(study), ray.put(clips)
     selector = pool_selector(study.spec.resources.pools.students)

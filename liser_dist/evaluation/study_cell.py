@@ -5,8 +5,8 @@
 2. the students are trained side by side on the same batches of unlabelled clips
 3. students and teachers predict the test clips
 
-The last weights are used. Choosing weights by validation would spend labels that the cell does not
-have.
+Each student keeps its last weights, because choosing weights by validation would need labels that
+the cell does not have.
 """
 
 from __future__ import annotations
@@ -245,7 +245,11 @@ def train_methods(
         )
         learner.learn(batch, step / total)
     if learner.skipped:
-        logger.warning("%d of %d steps were skipped: no finite gradient", learner.skipped, total)
+        logger.warning(
+            "%d of %d steps were skipped, because their gradients were not finite",
+            learner.skipped,
+            total,
+        )
     return dict(zip(spec.study.methods, learner.students(), strict=True))
 
 

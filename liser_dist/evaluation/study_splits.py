@@ -1,7 +1,7 @@
 """Splits the labelled clips of a study into what each cell may learn from and what it is tested on.
 
-What can be wrong with the labels is found by `check_labels` before any embedding is computed, and
-what can be wrong with the embeddings by `draw_splits` afterwards.
+`check_labels` finds mistakes in the labels before any embedding is computed; `draw_splits` finds
+emotions without embeddings afterwards.
 """
 
 from __future__ import annotations
@@ -141,6 +141,6 @@ def _require_embeddings(
     lacking, remedy = _LACKING[name]
     raise SpecError(
         f"`data.labelled`: {without[name]} of {len(train)} clips {lacking}, and a study learns "
-        f"from clips with audio and a face only; no such clip is {' or '.join(missing)}: "
-        f"{remedy}, or change `emotions`"
+        "only from clips with both audio and a face; no such clip is labelled "
+        f"{' or '.join(missing)}: {remedy}, or change `emotions`"
     )

@@ -104,7 +104,8 @@ def measure_footprints(
             footprint = measure_teacher(teacher, emotions, spec, clips, hop_s)
         except Exception as error:  # from any library of a teacher; the export does not need it
             logger.warning(
-                "measuring the %s teacher failed; the export continues without its footprint: %s",
+                "measuring the %s teacher failed: %s; the export continues without this teacher's "
+                "size and speed",
                 name, one_line(error),
             )  # fmt: skip
         else:

@@ -4,8 +4,9 @@
     python predict.py --json FILE...       a line of JSON for each window
     ffmpeg -i INPUT -f s16le -ac 1 -ar 16000 - | python predict.py --stream
 
-It loads the student from its own folder and needs only the packages of requirements.txt. A file is
-processed like a stream, window by window: a prediction depends on no later audio.
+The script loads the student from the folder that it is in, and needs only the packages of
+requirements.txt. A file is processed like a stream, window by window: a prediction depends on no
+later audio.
 """
 
 # ruff: noqa: E402
@@ -342,7 +343,7 @@ def run_command(
             raise InputError("give either one or more files, or --stream")
         student = ExportedStudent(folder, options.int8)
         model_s = time.perf_counter() - _STARTED_S - imports_s
-        print(f"imports {imports_s:.2f} s, model {model_s:.2f} s", file=sys.stderr)
+        print(f"load times: imports {imports_s:.2f} s, model {model_s:.2f} s", file=sys.stderr)
         for name in options.files or ["stream"]:
             pcm = read_pcm(sys.stdin.buffer, student.rate_hz) if options.stream else None
             audio = pcm or read_audio(name, student.rate_hz)

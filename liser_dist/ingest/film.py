@@ -1,8 +1,8 @@
 """Reads the sound and the pictures of a media file of any length, on one clock.
 
-Only a moment of the file is in memory. Seconds count from where the file begins, whichever stream
-comes first. The container's presentation times are used, so edit lists, late starts and gaps keep
-sound and pictures in step.
+Only a short part of the file is in memory at a time. Seconds count from where the file begins,
+whichever stream comes first. The container's presentation times are used, so edit lists, late
+starts and gaps keep sound and pictures in step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cuts recordings in a child process, so that one that crashes or hangs it loses only itself.
+"""Cuts recordings in a child process, so that one that crashes or hangs it affects no other.
 
 Each ingest worker has one `FilmCutter`, whose child runs `film_to_clips.ingest_recording` with
 limits on memory and time and is replaced when a recording kills it.

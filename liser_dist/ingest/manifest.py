@@ -3,7 +3,7 @@
     OUTPUT/GROUP-0000.tar ...        clips of a group of recordings
     OUTPUT/manifest/GROUP.json       written last: these recordings are done, these shards complete
     OUTPUT/index.json                all complete shards, for the job that reads them
-    OUTPUT/rejected.parquet          all recordings and pieces that gave no clip
+    OUTPUT/rejected.parquet          all recordings and pieces that became no clip
 
 A shard that no manifest names was left by a job that was killed; the index leaves it out.
 """

@@ -1,6 +1,6 @@
-"""Scans a film for speech and shot changes in one pass, and derives the pieces to make clips of.
+"""Scans a film for speech and shot changes in one pass, and finds pieces that may become clips.
 
-Memory stays bounded however long the film is: sound is judged in stretches, frames are shrunk.
+Memory stays bounded however long the film is: sound is processed in stretches, frames are shrunk.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def scan_film(film: MediaReader, spec: CutSpec) -> Scan:
             shot_scan.add(part)
     speech = speech_scan.speech()
     if not shot_scan.times_s:
-        raise SampleError(Reason.NO_VIDEO, "no frame in it")
+        raise SampleError(Reason.NO_VIDEO, "the recording has no frames")
     if speech_scan.end_s <= 0:
-        raise SampleError(Reason.NO_AUDIO, "no sound in it")
+        raise SampleError(Reason.NO_AUDIO, "the recording has no sound")
     return Scan(speech, shot_scan.cuts_s(), min(speech_scan.end_s, shot_scan.times_s[-1]))
 
 

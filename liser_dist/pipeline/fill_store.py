@@ -62,7 +62,9 @@ def fill_store(
     left = visits_to_stream(lacking, Ledger(), writers.store, stored, deterministic=False)
     clips = sum(shard.clips for shard in plan.shards["unlabelled"])
     windows = f" x {epochs} windows" if epochs > 1 else ""
-    output.print(f"computing targets of {clips} clips{windows}, skipping those in the target store")
+    output.print(
+        f"computing targets of {clips} clips{windows}, except those already in the target store"
+    )
     if left:
         options = RowOptions(writers=writers, keys_only=True)
         examples = build_examples(stream, left, coordinator, options)
@@ -85,6 +87,6 @@ def require_complete(store: TargetStore, visits: Sequence[ShardVisit]) -> None:
     if missing:
         shards = "1 shard" if len(missing) == 1 else f"{len(missing)} shards"
         raise StorageError(
-            f"the target store lacks targets of {shards}, the first is {missing[0]}: see the "
-            "warnings above, then run the same command again"
+            f"the target store lacks targets for clips in {shards} (the first is {missing[0]}): "
+            "see the warnings above, then run the same command again"
         )

@@ -134,5 +134,5 @@ def _require_labels(
             folder = shards[name][0].place.rpartition("/")[0]
             raise SpecError(
                 f"`data.{name}` {folder} has no clip whose `emotion` in its JSON is one of the "
-                f"job's {list(emotions)}: correct the labels, or leave the set out"
+                f"job's `emotions` {list(emotions)}: correct the labels, or leave the set out"
             )

@@ -243,7 +243,8 @@ def require_something_to_learn(spec: DistillSpec, teachers: Mapping[str, Teacher
         return
     raise SpecError(
         "the student would learn nothing: the teachers give only embeddings, and `loss.embedding` "
-        f"is {spec.loss.embedding:g}; set it above 0, or use a teacher that is a classifier"
+        f"is {spec.loss.embedding:g}; set that weight above 0, or use a teacher that is a "
+        "classifier"
     )
 
 

@@ -2,7 +2,7 @@
 
 The targets of a clip are computed in the first epoch that needs them; later epochs read them from
 the store. The ledger and a listing of the store determine which shards are streamed and, after
-that, which parts of the store are read, in which order. `StoreReader` reads one train worker's
+that, which parts of the store are read and in which order. `StoreReader` reads one train worker's
 share of each step from these parts.
 """
 

@@ -11,10 +11,11 @@ jobs may write the same part without harm. Rejected clips have rows, too: no cli
 missing. FINGERPRINT is a digest of settings.json, all settings on which targets depend.
 
 The store states facts about clips. A rejection for a reason that depends on the machine (a
-time-out, a crash, too little memory: `Reason.depends_on_machine`) is none: its clip is to be tried
-again by each run. The name of its part lists such clips, as a bit mask in hexadecimal whose lowest
-bit is the part's first clip, so that no part has to be opened to know them. A run that has itself
-rejected one of them reads the row in its later epochs; for any other run the store lacks the clip.
+time-out, a crash, too little memory: `Reason.depends_on_machine`) is not such a fact: each run has
+to try the clip again. The name of a part lists such clips, as a bit mask in hexadecimal whose
+lowest bit is the part's first clip, so that no part has to be opened to find them. A run that has
+itself rejected one of them reads the row in its later epochs; for any other run the store lacks the
+clip.
 """
 
 from __future__ import annotations
@@ -187,7 +188,9 @@ class TargetStore:
         except _DamagedPartError as error:
             raise BrokenPartError(path, f"it is damaged: {error}") from error
         if settings != self.settings:
-            raise BrokenPartError(path, "it holds targets of other settings or teachers; remove it")
+            raise BrokenPartError(
+                path, ("it holds targets computed with other settings or teachers; remove it")
+            )
         rows = np.searchsorted(table["index"].to_numpy(), indices)
         table = table.take(rows.clip(max=max(0, len(table) - 1)))
         if table["index"].to_pylist() != list(indices):
@@ -305,7 +308,7 @@ def open_store(stream: StreamSpec, versions: Mapping[str, str]) -> TargetStore |
         storage.write_bytes(storage.join(path, SETTINGS), content, storage.CHECK_PATIENCE_S)
     except StorageError as error:
         logger.warning(
-            "the target store is not writable; the job continues without storing new targets: %s",
+            "the target store is not writable: %s; the job continues without storing new targets",
             error,
         )
         writable = False

@@ -164,14 +164,14 @@ class PartFiles:
         self._probe_at = time.monotonic() + self._patience.probe_s
         if self._failures == 1:
             logger.warning(
-                "a file of the target store could not be written; its targets will be computed "
-                "again: %s",
+                "a file of the target store could not be written: %s; the file's targets will be "
+                "computed again",
                 error,
             )
         if self._failures == self._patience.parts:
             logger.warning(
-                "the target store takes nothing at the moment; the job continues without storing "
-                "targets, and tries again every %g s: %s",
+                "the target store cannot be written to at the moment (next attempts every %g s): "
+                "%s; the job continues without storing targets",
                 self._patience.probe_s, error,
             )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Converts records to Arrow tables and back: a column per field, arrays as raw bytes.
 
 The targets of an `Example` lie in three columns for each teacher, `speech_logits`, `speech_kept`
-and `speech_embedding`: no other module knows these names.
+and `speech_embedding`. No other module uses these names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Chooses the window of a clip that is decoded, from the run, the epoch and the clip's key.
+"""Chooses which time window of a clip is decoded.
 
-Teachers and student get the same window of a clip.
+The choice depends only on the run, the epoch and the clip's key, so that teachers and student get
+the same window.
 """
 
 from __future__ import annotations

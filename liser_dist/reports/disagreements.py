@@ -63,7 +63,7 @@ def show_disagreements(run: RunData, count: int) -> list[DisagreementView]:
             clips[clip.shard, clip.index] = clip
     except LiserError as error:
         logger.warning(
-            "decoding failed; the report shows the remaining disagreements without video: %s", error
+            "decoding failed: %s; the report shows the remaining disagreements without video", error
         )
     student = _load_student_model(run) if clips else None
     rate_hz = run.spec.clip.sample_rate_hz
@@ -101,7 +101,7 @@ def _read_wanted(
                 return
     except (MissingError, ShardError) as error:  # other shards may still be readable
         logger.warning(
-            "a shard is unavailable; the report shows its clips without video: %s", error
+            "a shard is unavailable: %s; the report shows its clips without video", error
         )
 
 
@@ -114,7 +114,8 @@ def _load_student_model(run: RunData) -> StudentModel | None:
         return StudentModel(spec, run.spec.clip.sample_rate_hz)
     except LiserError as error:
         logger.warning(
-            "the student cannot be loaded; the report omits its predictions on disagreements: %s",
+            "the student cannot be loaded: %s; the report omits the student's predictions on "
+            "disagreements",
             error,
         )
         return None

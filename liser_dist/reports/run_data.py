@@ -1,4 +1,4 @@
-"""Reads a run's folder for a report; of an unfinished run, whatever exists so far."""
+"""Reads a run's folder for a report; if the run is unfinished, reads what exists so far."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Words the warnings of a job: why its result says less than it seems to.
+"""Writes the warnings of a job: the reasons why its result may say less than it seems to.
 
-Each function returns the warnings of one kind, none if there is nothing to warn of. They are
-printed by `--check` or below the scores, and are saved in `result.json` as `warnings`.
+Each function returns the warnings of one kind; an empty list if there is nothing to warn of.
+Warnings are printed by `--check` or below the scores, and saved in `result.json` as `warnings`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def warn_left_out(field: str, emotions: Mapping[str, int]) -> list[str]:
     counts = ", ".join(f"{emotion} {count}" for emotion, count in emotions.items())
     total = sum(emotions.values())
     clips = "1 clip" if total == 1 else f"{total} clips"
-    return [f"{field}: {clips} left out: {counts}; not in `emotions`"]
+    return [f"{field}: {clips} left out, because their emotion is not in `emotions`: {counts}"]
 
 
 def warn_few_steps(steps: int, batch_size: int, validate_every: int | None) -> list[str]:
@@ -38,14 +38,14 @@ def warn_few_steps(steps: int, batch_size: int, validate_every: int | None) -> l
     warnings = []
     if steps < MIN_STEPS:
         warnings.append(
-            f"{_steps(steps)} of training: a student learns little in fewer than {MIN_STEPS}; "
-            f"lower `train.batch_size` ({batch_size}), or raise `train.epochs`"
+            f"{_steps(steps)} of training: a student learns little in fewer than {MIN_STEPS} "
+            f"steps; lower `train.batch_size` ({batch_size}), or raise `train.epochs`"
         )
     if validate_every is not None and steps < validate_every:
         warnings.append(
             f"{_steps(steps)} of training, and `train.validate_every` is {validate_every}: the "
-            "only validation is at the end, so that there are no earlier weights to choose from; "
-            "lower `train.validate_every`"
+            "only validation is at the end, so there are no earlier weights to choose from; lower "
+            "`train.validate_every`"
         )
     return warnings
 
@@ -81,8 +81,8 @@ def warn_one_emotion(model: str, clips: str, shares: Mapping[str, float]) -> lis
     if not emotion or shares[emotion] <= MAX_SHARE:
         return []
     return [
-        f"{model} predicted {emotion!r} for {100 * shares[emotion]:.0f} % of the {clips}: it tells "
-        "the emotions hardly apart"
+        f"{model} predicted {emotion!r} for {100 * shares[emotion]:.0f} % of the {clips}: it "
+        "hardly tells the emotions apart"
     ]
 
 

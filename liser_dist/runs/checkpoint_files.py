@@ -3,10 +3,10 @@
 The marker of a checkpoint holds the digests of its other files. It is written last: a folder
 without it is not a checkpoint.
 
-Each start of a run's train workers is an attempt with a number of its own, greater than those
-before. A first worker that a network failure cut off from the cluster may still write to the run's
-folder after its successor has started. The names of checkpoints therefore carry the attempt, a
-checkpoint of a later attempt is the newer one, and no attempt removes those of a later one.
+Each start of a run's train workers is an attempt, and attempts are numbered in order. A first
+worker that a network failure cut off from the cluster may still write to the run's folder after its
+successor has started. The names of checkpoints therefore hold the number of the attempt, a
+checkpoint of a later attempt counts as newer, and no attempt removes checkpoints of a later one.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def read_digests(path: str) -> dict[str, str]:
         digests: dict[str, str] = json.loads(_read(path, COMMITTED))
     except ValueError as error:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged: {COMMITTED} is not JSON; use another one"
+            f"the checkpoint {path} is damaged: {COMMITTED} is not JSON; use another checkpoint"
         ) from error
     return digests
 
@@ -131,7 +131,8 @@ def read_verified(path: str, name: str, digests: Mapping[str, str]) -> bytes:
     content = _read(path, name)
     if _digest(content) != digests.get(name):
         raise CheckpointError(
-            f"the checkpoint {path} is damaged: {name} does not match its digest; use another one"
+            f"the checkpoint {path} is damaged: {name} does not match its digest; use another "
+            "checkpoint"
         )
     return content
 
@@ -169,11 +170,12 @@ def newest_checkpoint(run: str, load: Callable[[str], _T]) -> tuple[str, _T] | N
         try:
             return path, load(path)
         except CheckpointError as error:
-            logger.warning("%s; trying the checkpoint before it", error)
+            logger.warning("%s. Trying the checkpoint before it", error)
     if paths:
         raise CheckpointError(
-            f"every checkpoint of the run {run} is unusable, see the warnings above: "
-            f"{', '.join(paths)}; restore one, or remove them to start from the first clip"
+            f"every checkpoint of the run {run} is unusable (see the warnings above): "
+            f"{', '.join(paths)}; restore one of them, or remove them all to start from the first "
+            "clip"
         )
     return None
 

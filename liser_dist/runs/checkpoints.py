@@ -178,7 +178,8 @@ class CheckpointWriter:
             raise  # logged
         except BaseException:
             logger.exception(
-                "writing the checkpoint of step %d failed; the next checkpoint ends the training",
+                "writing the checkpoint of step %d failed; the training ends when it reaches the "
+                "next checkpoint",
                 step,
             )
             raise
@@ -191,7 +192,8 @@ class CheckpointWriter:
             write_checkpoint(path, {**files, _PARTS: json.dumps(parts).encode()})
         except StorageError as error:
             logger.error(
-                "the checkpoint of step %d could not be written; training continues: %s",
+                "training continues without the checkpoint of step %d, which could not be "
+                "written: %s",
                 step, error,
             )  # fmt: skip
             self._discard(path)

@@ -1,7 +1,7 @@
 """Counts what the teachers predict, and records the clips on which they disagree most.
 
-It covers the clips that the weights have learned from, and is saved in the checkpoint beside their
-ledger.
+The record covers the clips that the weights have learned from, and is saved in the checkpoint
+beside the ledger.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Records why clips were rejected, and ends a run that rejects too many.
 
-The record is written in parts, one file with each checkpoint and named as it,
+The record is written in parts, one file with each checkpoint and named after it, such as
 `rejections/step-00001200-a003.parquet`, so that rejections do not stay in memory. The checkpoint
 lists all parts that belong to it: a resumed run continues that list, and at the end of the run the
 parts of the last checkpoint become one file, `rejected.parquet`. Other parts belong to checkpoints

@@ -149,8 +149,8 @@ def require_trackers(track: TrackSpec) -> None:
     for name, address in _requested(track).items():
         if find_spec(name) is None:
             raise SpecError(
-                f"`track.{name}` needs the package {name}, which is not installed: "
-                "`pip install -e '.[track]'`, or leave the field out"
+                f"`track.{name}` needs the package {name}, which is not installed: run `pip "
+                "install -e '.[track]'`, or leave the field out"
             )
         with _explained(name, address):
             _KINDS[name].check(address)
@@ -191,7 +191,9 @@ class Trackers:
                     del self._trackers[name]
                     cause = one_line(error)
                     logger.warning(
-                        "logging to %s failed; the run continues without it: %s", name, cause
+                        "logging to %s failed: %s; the run continues without this tracker",
+                        name,
+                        cause,
                     )
 
     @contextmanager

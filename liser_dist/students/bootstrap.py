@@ -1,6 +1,6 @@
 """Computes confidence intervals of scores with a paired bootstrap over speakers.
 
-Clips of one speaker are alike, so speakers are drawn and not clips. Models that are compared are
+Clips of one speaker are alike, so speakers are drawn, not clips. Models that are compared are
 scored on the same draws, so that a difficult speaker is difficult for each of them.
 """
 

@@ -4,9 +4,9 @@ A worker sums a term over the clips that have it and divides by their number on 
 workers' parts add up to the gradient of the complete batch, however it is split, even if a worker
 has no clip.
 
-To add a term: add its weight to `config.student.LossSpec`, marked with what it learns from, and
-yield the weighted term in `_terms`. A worker without clips gets a batch of one silent row, which no
-term may count: see the masks `given`, `embedded` and `label` of a batch.
+To add a term: add its weight to `config.student.LossSpec`, marked with what the term learns from,
+and yield the weighted term in `_terms`. A worker without clips gets a batch of one silent row,
+which no term may count: see the masks `given`, `embedded` and `label` of a batch.
 """
 
 from __future__ import annotations

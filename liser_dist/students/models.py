@@ -1,6 +1,6 @@
 """Defines the student models: log-mel, face crops or both -> emotions.
 
-To add a kind of student: give its spec class in `config.student`, and its encoder in `_ENCODERS`.
+To add a kind of student: add its spec class to `config.student`, and its encoder to `_ENCODERS`.
 """
 
 from __future__ import annotations

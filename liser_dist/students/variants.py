@@ -1,7 +1,8 @@
 """Defines the students of a run, what each of them learns from, and the controls.
 
-The run's own student is "distilled"; each comparison (`compare` in the spec) is one more. All learn
-from the same batches. Controls are comparisons in which clips get the targets of other clips.
+The run's own student is "distilled"; each comparison (`compare` in the spec) adds one student. All
+of them learn from the same batches. Controls are comparisons in which clips get the targets of
+other clips.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 They stand in for large public models. Both are trained on people that appear in no corpus, so one
 pair serves every seed. Public models have learned about pitch, rhythm and eyebrows from thousands
-of hours; these learn about them by predicting, beside the emotion, the parameters that a clip was
-generated from (its mood, see `voices.py`), such as pitch. The outputs for the mood are removed
-afterwards.
+of hours. The two backbones learn about them by predicting not only the emotion, but also the
+parameters that a clip was generated from (its mood, see `voices.py`), such as pitch. The outputs
+for the mood are removed afterwards.
 """
 
 from __future__ import annotations

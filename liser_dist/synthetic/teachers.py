@@ -48,8 +48,8 @@ def fit_teacher(
     usable = [clip for clip in clips if clip.emotion in emotions and clip.shows(net.modality)]
     if missing := sorted(set(emotions) - {clip.emotion for clip in usable}):
         raise TeacherError(
-            f"no labelled clip of {', '.join(missing)} has input for the {net.modality} backbone: "
-            "add such clips, or leave the emotion out of `emotions`"
+            f"no clip labelled {', '.join(missing)} has input for the {net.modality} backbone: "
+            "add labelled clips with such input, or remove the emotion from `emotions`"
         )
     # One clip per batch, so that no embedding depends on the other clips.
     embeddings, labels = embed(net, ([clip] for clip in usable), emotions)

@@ -1,10 +1,11 @@
-"""Generates the workload of the speed benchmark: clips like those of the web, and costly teachers.
+"""Generates the workload of the speed benchmark: clips like those on the web, and costly teachers.
 
     FOLDER/raw/          clips of 5 s, 480 x 360, 30 frames per second, as a user would upload them
     FOLDER/normalised/   the same clips as ingest writes them: 224 x 224, 8 fps, all key frames
     FOLDER/teachers/     a speech and a face model with random weights that cost as much as decoding
 
-A few films are repeated under many keys. The workload measures speed; nothing can be learned on it.
+A few films are repeated under many keys. The workload measures speed; nothing can be learned from
+it.
 """
 
 from __future__ import annotations

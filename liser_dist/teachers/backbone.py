@@ -196,8 +196,8 @@ def find_head(classifier: Any) -> nn.Linear:
     classes = classifier.config.num_labels
     if not linear or linear[-1].out_features != classes:
         raise TeacherError(
-            f"backbone {type(classifier).__name__} does not end in a linear layer of "
-            f"{classes} outputs, so no head can be fitted on it: use another architecture"
+            f"backbone {type(classifier).__name__} does not end in a linear layer with {classes} "
+            "outputs, so no head can be fitted on it: use another architecture"
         )
     return linear[-1]
 

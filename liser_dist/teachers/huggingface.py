@@ -1,7 +1,7 @@
 """Runs a frozen Hugging Face model on clips: logits and embeddings from audio, images or video.
 
-torch and transformers are imported when a model is loaded, so that the check of a job, which reads
-JSON files alone, stays cheap.
+torch and transformers are imported only when a model is loaded, so that checking a job, which reads
+nothing but JSON files, stays cheap.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class HuggingFaceModel:
             raise TeacherError(
                 f"teacher model {self.folder.place!r} gives embeddings of width "
                 f"{embedding.shape[1]}, but its config.json says {self.embedding_dim}: correct "
-                "`hidden_size` in it"
+                "`hidden_size` in config.json"
             )
         return (None if logits is None else logits.float()), embedding.float()
 

@@ -1,7 +1,7 @@
 """Reads the JSON files of a Hugging Face folder or hub repository, and locates its weights.
 
-A job is checked with this before it starts: no weights are loaded, and neither torch nor
-transformers is imported.
+Used to check a job before it starts, so it loads no weights and imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _require_safetensors(place: str, path: Path, revision: str | None) -> None:
     if pickled:
         raise TeacherError(
             f"teacher model {place!r} has only pickled weights ({', '.join(pickled)}), which can "
-            "run code when they are loaded. If you trust the file, convert to safetensors: "
+            "run code when they are loaded. If you trust the file, convert it to safetensors: "
             "`model = AutoModel….from_pretrained(folder); model.save_pretrained(folder)`"
         )
     raise TeacherError(

@@ -127,8 +127,8 @@ def map_names(
     for name in labels or ():
         if name not in names:
             raise TeacherError(
-                f"teacher model {model!r}: `labels` maps {name!r}, which is not one of its "
-                f"classes; it has {classes}"
+                f"teacher model {model!r}: `labels` maps {name!r}, which is not one of the "
+                f"model's classes; the model has {classes}"
             )
     meaning = {name: name for name in names} if labels is None else labels
     mapping = np.array(
@@ -197,7 +197,8 @@ class ModelTeacher:
         logits, embeddings = output
         if not (np.isfinite(logits).all() and np.isfinite(embeddings).all()):
             logger.warning(
-                "a teacher returned NaN or infinity for the clip %s, which gets no targets from it",
+                "a teacher returned NaN or infinity for the clip %s; the clip gets no targets "
+                "from this teacher",
                 clip.key,
             )
             return Targets()

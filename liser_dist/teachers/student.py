@@ -74,8 +74,8 @@ def _digest_marker(model: str) -> str:
         marker = storage.read_bytes(storage.join(model, COMMITTED))
     except MissingError as error:
         raise TeacherError(
-            f"teacher model {model!r} is not a student: {error}; give a checkpoint "
-            "runs/NAME/N/checkpoints/step-..."
+            f"teacher model {model!r} cannot be loaded as a trained student: {error}; give the "
+            "checkpoint of a student, such as runs/NAME/N/checkpoints/step-..."
         ) from error
     return hashlib.sha256(marker).hexdigest()
 
@@ -128,5 +128,7 @@ def _load_student(spec: StudentTeacher) -> tuple[Student, tuple[str, ...]]:
     try:
         student, emotions = load_student(spec.model, spec.which)
     except CheckpointError as error:
-        raise TeacherError(f"teacher model {spec.model!r} is not a student: {error}") from error
+        raise TeacherError(
+            f"teacher model {spec.model!r} cannot be loaded as a trained student: {error}"
+        ) from error
     return student.eval().requires_grad_(False), emotions

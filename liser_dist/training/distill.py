@@ -110,9 +110,10 @@ def train_to_the_end(
                 return summary
             if summary.passes == passes:
                 raise ShardError(
-                    f"only {summary.passes} of about {job.total_passes} clips of "
-                    f"{job.spec.data.unlabelled} (counted once per epoch) reached the train "
-                    "workers; the rest were lost on the way: submit the job again to resume"
+                    f"only {summary.passes} of the expected ~{job.total_passes} clips from "
+                    f"{job.spec.data.unlabelled} reached the train workers (each clip counts once "
+                    "per epoch); the rest were lost before they got there: submit the job again, "
+                    "and it resumes from its last checkpoint"
                 )
             passes = summary.passes
             _log_next_pass(job, summary)

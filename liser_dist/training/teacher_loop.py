@@ -144,8 +144,10 @@ class TeacherLoop:
             raise SpecError(
                 f"`data.labelled` {spec.data.labelled} has no usable clip: "
                 + ", ".join(f"{count} x {reason}" for reason, count in self.left_out.most_common())
-                + f"; fix the labels, or replace `emotions` {list(spec.emotions)} by emotions that "
-                "the labels name"
+                + (
+                    f"; fix the labels, or change `emotions` {list(spec.emotions)} to emotions "
+                    "that occur in the labels"
+                )
             )
         require_speakers(labelled_clips, "data")
         if spec.data.validation is None:
@@ -157,7 +159,7 @@ class TeacherLoop:
         if clip.rejected:
             return clip.reason
         if clip.emotion not in self.spec.emotions:
-            return f"emotion {clip.emotion!r} is not one of the job's"
+            return f"emotion {clip.emotion!r} is not one of the job's `emotions`"
         return "" if clip.shows(self.backbone.modality) else Reason.NO_FACE
 
     def _warn_of_other_emotions(self, clips: Mapping[str, Sequence[Clip]]) -> list[str]:
@@ -187,8 +189,8 @@ class TeacherLoop:
         names = self._speakers("labelled")
         if len(names) < 2:
             raise SpecError(
-                "`data.labelled` has too few speakers to hold any out for validation: give "
-                "`data.validation`, or clips of more speakers"
+                "`data.labelled` has too few speakers to hold any out for validation: set "
+                "`data.validation`, or add clips of more speakers"
             )
         count = min(len(names) - 1, math.ceil(self.spec.data.validation_share * len(names)))
         held_out = set(np.random.default_rng(self.spec.seed).permutation(names)[:count])
@@ -204,8 +206,9 @@ class TeacherLoop:
         require_all_classes(sets["labelled"], self.spec.emotions, "data.labelled")
         if not sets["validation"]:
             raise SpecError(
-                f"`data.validation` {self.spec.data.validation} has no clip with input for a model "
-                f"of modality {self.backbone.modality}: give other shards, or leave it out"
+                f"`data.validation` {self.spec.data.validation} has no clip with "
+                f"{self.backbone.modality} input for the backbone: set it to other shards, or "
+                "leave it out"
             )
         self.counts = {name: len(clips) for name, clips in sets.items() if clips}
 

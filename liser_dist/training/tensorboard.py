@@ -45,7 +45,7 @@ class TensorBoardWriter:
         except OSError as error:
             self._failed = True
             logger.warning(
-                "writing TensorBoard curves failed; training continues without them: %s", error
+                "writing TensorBoard curves failed: %s; training continues without them", error
             )
 
     def upload(self) -> None:
@@ -62,7 +62,8 @@ class TensorBoardWriter:
                     shutil.rmtree(folder)
         except (OSError, StorageError) as error:
             logger.warning(
-                "uploading TensorBoard files failed; the next checkpoint retries it: %s", error
+                "uploading TensorBoard files failed: %s; will try again at the next checkpoint",
+                error,
             )
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Measures how much of its time a train worker waits for data, and tells when an action is due.
 
-`StepTimer` does the first, `Every` the second: checkpoints, progress reports, notices.
+`StepTimer` does the first. `Every` does the second, for checkpoints, progress reports and notices.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def test_a_check_prints_the_resolved_spec_and_starts_nothing(job: Job, tmp_path:
     done = job("--check", "--train.epochs", "7")
     assert done.code == 0, done.err
     assert "epochs: 7" in done.out
-    assert "it fits" in done.out
+    assert "so the job fits" in done.out
     assert not list((tmp_path / "runs").glob("*/*/result.json"))
 
 

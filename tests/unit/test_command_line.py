@@ -86,7 +86,8 @@ def test_a_field_that_another_job_lost_is_simply_unknown(tmp_path: Path) -> None
         ),
         (
             {"teachers": {"face": {"model": "m"}}},
-            "teachers.face: its `kind` is required: give it here or as --teachers.face.kind",
+            "teachers.face: its `kind` is required: set it in the spec, or pass "
+            "--teachers.face.kind",
         ),
         (
             {"teachers": {"face": {"kind": "onnx", "model": "m", "input": {"kind": "pixels"}}}},
@@ -96,7 +97,7 @@ def test_a_field_that_another_job_lost_is_simply_unknown(tmp_path: Path) -> None
         (
             {"teachers": {"face": {"kind": "onnx", "model": "m", "input": {"kind": "image"},
                                    "logits": "l", "names": ["a"]}}},
-            "teachers.face.input.size_px: it is required: give it here or as "
+            "teachers.face.input.size_px: it is required: set it in the spec, or pass "
             "--teachers.face.input.size_px",
         ),
         (
@@ -131,7 +132,7 @@ def test_a_mistake_is_named_as_in_the_file_and_in_our_words(
 def test_a_model_to_evaluate_is_named_without_its_kind(tmp_path: Path) -> None:
     content = {"model": {"kind": "student"}, "data": {"labelled": "clips"}}
     line = refusal(tmp_path, content, kind=EvaluateSpec)
-    assert line == "  model.model: it is required: give it here or as --model.model"
+    assert line == "  model.model: it is required: set it in the spec, or pass --model.model"
 
 
 def test_several_mistakes_are_counted(tmp_path: Path) -> None:

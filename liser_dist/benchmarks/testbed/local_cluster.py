@@ -1,6 +1,6 @@
 """Starts a Ray cluster on this machine whose nodes can be killed, for fault tests and benchmarks.
 
-`ClusterJob` is a job that runs on it, with methods to disrupt it, such as killing its processes.
+`ClusterJob` is a job on such a cluster, with methods to disrupt it, such as killing its processes.
 
 Every process of the cluster has a marker variable in its environment, so that processes that
 survive a kill can be found even when their parent is gone.
@@ -348,7 +348,9 @@ class ClusterJob:
         code, log = self.driver.returncode, self.log.read_text()
         last = log.strip().rpartition("\n")[2]
         if code != 2 or words not in last or "Traceback" in log:
-            raise RuntimeError(f"the job did not end with one line about {words}:\n{log[-3000:]}")
+            raise RuntimeError(
+                f"the job did not end with a one-line error about {words}:\n{log[-3000:]}"
+            )
 
     def left_behind(self) -> list[str]:
         """Return the processes and shared memory that still exist 10 s after the job's end."""

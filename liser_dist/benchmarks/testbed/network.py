@@ -1,7 +1,8 @@
 """Gives each node of a local cluster a network of its own, which can be cut off.
 
-Each node lives in a Linux network namespace with two cables: one to the other nodes, one to the S3
-server. The first can be unplugged. It takes root, as containers and most CI machines give it.
+Each node runs in a Linux network namespace with two virtual cables: one to the other nodes, which
+can be unplugged, and one to the S3 server. Creating namespaces requires root, which containers and
+most CI machines provide.
 
     this machine            10.77.0.1 (cluster)   10.78.0.1 (S3)
     node n's namespace      10.77.0.n+1           10.78.0.n+1

@@ -53,7 +53,7 @@ class ArchiveSource:
                 members = opened.infolist()
         except zipfile.BadZipFile as error:
             logger.warning(
-                "the zip file %s is damaged or incomplete and will be rejected: %s",
+                "the zip file %s is damaged or incomplete (%s) and will be rejected",
                 archive.place,
                 error,
             )

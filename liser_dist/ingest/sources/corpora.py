@@ -58,7 +58,7 @@ class CorpusSource:
     def _log_missing(self, utterances: list[Utterance]) -> None:
         if missing := missing_utterances(self._corpus, utterances):
             logger.warning(
-                "the download of %s lacks %s and is ingested without %s: %s%s",
+                "the download of %s lacks %s; the ingest continues without %s (missing: %s%s)",
                 self._corpus,
                 "1 utterance" if len(missing) == 1 else f"{len(missing)} utterances",
                 "it" if len(missing) == 1 else "them",

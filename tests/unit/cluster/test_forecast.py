@@ -157,7 +157,7 @@ def test_what_is_no_cluster_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_a_price_that_is_missing_is_named(tmp_path: Path) -> None:
     costs = changed(tmp_path, COSTS, lambda c: c["dollars_per_hour"].pop("g6.2xlarge spot"))
-    with pytest.raises(CapacityError, match=r"`dollars_per_hour` has no g6.2xlarge spot"):
+    with pytest.raises(CapacityError, match=r"`dollars_per_hour` has no price for g6.2xlarge spot"):
         forecast(job(), read_cluster(OURS, "resources.cluster"), costs)
     broken = changed(tmp_path, COSTS, lambda c: c.pop("seconds_per_clip"))
     with pytest.raises(CapacityError, match="`seconds_per_clip`: it is missing"):

@@ -239,11 +239,11 @@ STUDY = ROOT / "jobs" / "specs" / "study-synthetic.yaml"
         (["--teachers.face.kind", "mock"], ["teachers.face", "kind: backbone"]),
         (["--targets.store", "off"], ["targets.store", "off"]),
         (["--loss.embedding", "0"], ["loss.embedding", "both_embeddings"]),
-        (["--study.folds", "ravdess"], ["exactly one of `data.test` and `study.folds`"]),
+        (["--study.folds", "ravdess"], ["either `data.test` or `study.folds` but not both"]),
         (["--study.seeds", "[1, 1]"], ["study", "seeds", "twice"]),
         (
             ["--train.learning_rates", "[0.1, 0.2]", "--data.validation", "x"],
-            ["train.learning_rates", "give one"],
+            ["train.learning_rates", "give exactly one"],
         ),
         (["--study.methods", '["both", "neither"]'], ["study.methods", "neither"]),
         (["--train.labelled_batch_size", "0"], ["train.labelled_batch_size", "above 0"]),

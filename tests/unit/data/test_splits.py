@@ -99,7 +99,7 @@ def test_nobody_is_on_both_sides() -> None:
 
 
 def test_a_class_or_a_speaker_that_is_missing_is_named() -> None:
-    with pytest.raises(SpecError, match="no clip of angry"):
+    with pytest.raises(SpecError, match="no clips labelled angry"):
         require_all_classes(clips(), ("sad", "angry"), "data.labelled")
     nobody = Example(key="k", shard="s", index=0, epoch=0, emotion="sad")
     with pytest.raises(SpecError, match="k of s has no `speaker`"):

@@ -64,7 +64,7 @@ def test_a_speaker_without_a_fold_and_a_clip_without_a_speaker_are_refused(
 
 def test_an_emotion_that_one_fold_alone_has_is_refused(tmp_path: Path) -> None:
     only_bob = [one for one in GOOD if one != {"speaker": "ann", "emotion": "happy"}]
-    with pytest.raises(SpecError, match=r"`data.labelled` has no clip of happy"):
+    with pytest.raises(SpecError, match=r"`data.labelled` has no clips labelled happy"):
         check(tmp_path, spec_of(), *only_bob)
 
 
@@ -96,4 +96,4 @@ def test_clips_without_a_face_are_told_as_such() -> None:
     message = str(caught.value)
     assert message.startswith("`data.labelled`: 2 of 2 clips show no face")
     assert "give video, not audio files" in message
-    assert "has no clip of" not in message
+    assert "has no clips labelled" not in message

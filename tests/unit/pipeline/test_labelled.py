@@ -69,7 +69,8 @@ def test_clips_of_other_emotions_are_left_out_and_counted_by_emotion(
         "other_emotion", "other_emotion", "other_emotion", "silent",
     ]  # fmt: skip
     assert [record.getMessage() for record in caplog.records] == [
-        "data.labelled: 3 clips left out: calm 2, no label 1; not in `emotions`",
+        "data.labelled: 3 clips left out, because their emotion is not in `emotions`: calm 2, "
+        "no label 1",
         "data.labelled: skipping 1 clip (reason: silent), such as labelled-4: of the clip",
     ]
 

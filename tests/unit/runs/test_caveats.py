@@ -16,8 +16,8 @@ from liser_dist.runs.caveats import (
 def test_a_handful_of_steps_is_too_few() -> None:
     (warning,) = warn_few_steps(1, 256, None)
     assert warning == (
-        "1 step of training: a student learns little in fewer than 100; lower `train.batch_size` "
-        "(256), or raise `train.epochs`"
+        "1 step of training: a student learns little in fewer than 100 steps; lower "
+        "`train.batch_size` (256), or raise `train.epochs`"
     )
     assert warn_few_steps(100, 256, None) == []
 
@@ -62,7 +62,8 @@ def test_an_interval_that_includes_chance_or_lies_below_is_told() -> None:
 
 def test_clips_that_are_left_out_are_counted_by_emotion() -> None:
     assert warn_left_out("data.test", {"calm": 192, "surprised": 192}) == [
-        "data.test: 384 clips left out: calm 192, surprised 192; not in `emotions`"
+        "data.test: 384 clips left out, because their emotion is not in `emotions`: calm 192, "
+        "surprised 192"
     ]
     assert warn_left_out("data.test", {"calm": 1})[0].startswith("data.test: 1 clip left")
     assert warn_left_out("data.test", {}) == []

@@ -186,7 +186,7 @@ def test_a_full_disk_costs_the_checkpoint_and_the_next_one_counts(
     writer.save(1, checkpoint(1, ledger), then=lambda: None)
     writer.save(2, checkpoint(2), then=lambda: None)
     wait_for(writer)
-    assert "the checkpoint of step 2 could not be written" in caplog.text
+    assert "without the checkpoint of step 2, which could not be written" in caplog.text
     assert steps_in(small_disk) == []
     ballast.unlink()
     save(writer, 3)

@@ -112,7 +112,10 @@ def test_a_teacher_learns_and_is_as_sure_as_it_is_right(
     loop = TeacherLoop(spec, {"labelled": [calm, *people("a", "b", "c", "d")], "validation": []})
     trained = loop.run()
     assert trained.speakers == {"labelled": 3, "validation": 1}
-    assert trained.warnings[0] == "data.labelled: 1 clip left out: calm 1; not in `emotions`"
+    assert (
+        trained.warnings[0]
+        == "data.labelled: 1 clip left out, because their emotion is not in `emotions`: calm 1"
+    )
     # A temperature that makes the teacher's certainty worse is not used.
     errors = [trained.calibration.error_before, trained.calibration.error_fitted]
     assert trained.validation.calibration_error() == pytest.approx(min(errors), abs=1e-6)

@@ -287,12 +287,12 @@ def test_weights_that_are_missing_or_pickled_are_refused(make_model: Make, tmp_p
     (folder / "model.safetensors").unlink()
     refused(hugging_face(folder), "has no weights", "model.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    refused(hugging_face(folder), "pytorch_model.bin", "convert to safetensors")
+    refused(hugging_face(folder), "pytorch_model.bin", "convert it to safetensors")
 
 
 def test_labels_that_do_not_fit_are_refused(make_model: Make, tmp_path: Path) -> None:
     folder = make_model("wav2vec2")
-    refused(hugging_face(folder, {"happy": "happy"}), "'happy'", "it has neu, hap, ang, sad")
+    refused(hugging_face(folder, {"happy": "happy"}), "'happy'", "the model has neu, hap, ang, sad")
     unnamed = spoil(folder, tmp_path, id2label={"0": "LABEL_0", "1": "LABEL_1"})
     refused(hugging_face(unnamed, None), "no emotion in common", "LABEL_0", "with `labels`")
     refused(hugging_face(make_model("hubert-encoder")), "plain encoder")
@@ -447,7 +447,7 @@ def test_onnx_files_and_specs_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     refused(face.model_copy(update={"logits": "scores"}), "scores", "probs, logits, embedding")
     refused(face.model_copy(update={"names": ("a", "b")}), "`names` has 2", "has 7 logits")
     refused(face.model_copy(update={"input": WaveformInput()}), "cannot run with the `input`")
-    refused(face.model_copy(update={"labels": {"joy": "happy"}}), "'joy'", "it has neutral, happy")
+    refused(face.model_copy(update={"labels": {"joy": "happy"}}), "'joy'", "has neutral, happy")
 
 
 # ---------------------------------------------------------------- a student as a teacher
@@ -499,7 +499,11 @@ def test_a_student_teaches_the_emotions_it_shares_with_the_job(student_place: st
 
 
 def test_a_student_that_does_not_fit_is_refused(student_place: str, tmp_path: Path) -> None:
-    refused(StudentTeacher(model=str(tmp_path / "none")), "is not a student", "give a folder")
+    refused(
+        StudentTeacher(model=str(tmp_path / "none")),
+        "cannot be loaded as a trained student",
+        "give a folder",
+    )
     with pytest.raises(TeacherError, match=r"16000 Hz.*8000: set it to 16000"):
         describe_teacher(
             StudentTeacher(model=student_place), EMOTIONS, ClipSpec(sample_rate_hz=8000)

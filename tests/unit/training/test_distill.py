@@ -76,5 +76,5 @@ def test_another_stream_is_explained(
 
 def test_streams_that_give_nothing_end_the_run(tmp_path: Path) -> None:
     streams = Streams((0, ALL), (0, ALL))
-    with pytest.raises(ShardError, match="10 of about 20 clips"):
+    with pytest.raises(ShardError, match="10 of the expected ~20 clips"):
         train_to_the_end(make_job(tmp_path), {}, streams.train)

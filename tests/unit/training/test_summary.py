@@ -120,7 +120,10 @@ def test_the_result_of_a_short_run_with_a_teacher_of_one_emotion_says_so() -> No
     assert few.startswith("4 steps of training: a student learns little")
     assert "`train.validate_every` is 200" in late
     assert "the speech teacher predicted 'angry' for 100 %" in teacher
-    assert left_out == "data.validation: 1 clip left out: calm 1; not in `emotions`"
+    assert (
+        left_out
+        == "data.validation: 1 clip left out, because their emotion is not in `emotions`: calm 1"
+    )
 
 
 def test_a_checkpoint_of_a_version_that_kept_no_record_has_a_result() -> None:
