@@ -1,6 +1,6 @@
-"""Measures the CPU time that each stage of a job, alone in a process, spends on one clip.
+"""Measures how much CPU time each stage of a job needs per clip, each by itself in one process.
 
-The sum of these costs limits the speed of any job on the same clips.
+No job can process more clips per second than the number of cores divided by the sum of these times.
 
     python -m liser_dist.benchmarks.stage_costs SPEC.json COSTS.json
 """

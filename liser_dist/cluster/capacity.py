@@ -73,10 +73,10 @@ class Capacity:
             return self
         if pool not in self.pools:
             raise CapacityError(
-                f"no node of {self.where} has the label `{POOL}={pool}`; its nodes are in the "
-                f"pools {', '.join(sorted(self.pools))}: set `resources.cluster` to the file of a "
-                f"cluster that scales up, or start nodes with `ray start --labels {POOL}={pool}`, "
-                "or choose another pool in `resources.pools`"
+                f"no node of {self.where} has the label `{POOL}={pool}`; the pools that have nodes "
+                f"are {', '.join(sorted(self.pools))}: choose one of these in `resources.pools`, "
+                f"start a node with `ray start --labels {POOL}={pool}`, or, if the cluster scales "
+                "up by itself, set `resources.cluster` to its cluster file"
             )
         nodes = tuple(node for node in self.nodes if node.pool == pool)
         return Capacity(f"the pool {pool} of {self.where}", nodes)

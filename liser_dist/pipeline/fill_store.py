@@ -88,5 +88,5 @@ def require_complete(store: TargetStore, visits: Sequence[ShardVisit]) -> None:
         shards = "1 shard" if len(missing) == 1 else f"{len(missing)} shards"
         raise StorageError(
             f"the target store lacks targets for clips in {shards} (the first is {missing[0]}): "
-            "see the warnings above, then run the same command again"
+            "see the warnings above, then run the same command again, which computes only these"
         )

@@ -8,10 +8,11 @@
     attempts/  checkpoints/  rejections/  tensorboard/  training.json
     result.json          written last: a run without it is unfinished
 
-A job resumes the newest run of its name, unless that run is finished. It writes nothing before it
-has claimed the run, so of two jobs that claim one at the same time, one is refused and has changed
-nothing. A run on disk is locked until its job ends. On S3 nothing shows that a job is still
-running: there, a run that another job has claimed a moment ago is refused, too.
+A job resumes the newest run of its name; if that run is finished, it starts a new one. It writes
+nothing before it has claimed the run: of two jobs that claim the same run at the same time, one is
+refused and has changed nothing. A run on disk is also locked until its job ends. S3 has no such
+lock: there a job is refused only if another one claimed the run in the last 10 s, and two jobs on
+different clusters that start at different times are not kept apart.
 """
 
 from __future__ import annotations
@@ -326,8 +327,8 @@ def teachers_at_start(
             continue
         if now.commit is None or before.commit is None:
             raise CheckpointError(
-                f"`teachers.{name}`: the model {now.model!r} was replaced since the run {place} "
-                f"started: {before.describe_change(now.weights)}"
+                f"`teachers.{name}`: the model {now.model!r} has been replaced since the run "
+                f"{place} started: {before.describe_change(now.weights)}"
             )
         logger.warning(
             "teachers.%s: %s is now at commit %s; this run keeps using %s, with which it started",

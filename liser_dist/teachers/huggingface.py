@@ -190,8 +190,8 @@ class HuggingFaceModel:
         if embedding.shape[1] != self.embedding_dim:
             raise TeacherError(
                 f"teacher model {self.folder.place!r} gives embeddings of width "
-                f"{embedding.shape[1]}, but its config.json says {self.embedding_dim}: correct "
-                "`hidden_size` in config.json"
+                f"{embedding.shape[1]}, but `hidden_size` in its config.json is "
+                f"{self.embedding_dim}: use another model, or export this one to ONNX"
             )
         return (None if logits is None else logits.float()), embedding.float()
 

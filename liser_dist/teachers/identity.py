@@ -35,7 +35,7 @@ def require_same_weights(model: str, digest: str, identity: TeacherIdentity) -> 
     """
     if digest != identity.digest:
         raise TeacherError(
-            f"teacher model {model!r} was replaced since this run started: "
+            f"teacher model {model!r} has been replaced since this run started: "
             f"{identity.describe_change(digest)}"
         )
 

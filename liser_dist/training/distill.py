@@ -1,8 +1,8 @@
-"""Runs one distillation from its plan to its result, by calling its steps in order.
+"""Runs one distillation job, by calling its steps in order.
 
-1. labelled clips through the pipeline    pipeline/labelled.py
-2. training                               trainer.py
-3. scores and files                       summary.py
+1. decode the clips that have labels, for training and for scores    pipeline/labelled.py
+2. train the student on the stream of clips                          trainer.py
+3. score it, and write the files of the run                          summary.py
 """
 
 from __future__ import annotations

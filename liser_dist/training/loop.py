@@ -338,7 +338,8 @@ class TrainLoop:
             self.ledger.take_rejections()  # the first worker writes them
         elif not self.learner.has_finite_weights():
             logger.error(
-                "the weights of step %d are not finite; no checkpoint is saved", self.learner.steps
+                "the weights of step %d are NaN or infinite, so no checkpoint is saved",
+                self.learner.steps,
             )
         elif not self.saver.skips(self.learner.steps, wait):
             self.saver.save(self.learner.steps, self._checkpoint())

@@ -39,7 +39,7 @@ from tests.hub_models import LABELS, save
 from tests.nets import face_net
 
 CLIP = ClipSpec()
-REPLACED = r"was replaced since this run started.*put the files back to resume.*another `name`"
+REPLACED = r"has been replaced since this run started.*put the files back to resume.*another `name`"
 
 
 @pytest.fixture(scope="session")

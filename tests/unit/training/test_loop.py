@@ -282,7 +282,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
     trained.run()
     assert isinstance(job.coordinator.calls["fail"][0], TrainingError)
     assert newest(job).state["steps"] == 2
-    assert "not finite; no checkpoint is saved" in caplog.text
+    assert "NaN or infinite, so no checkpoint is saved" in caplog.text
 
 
 def _fail_on_one_worker(rank: int, place: str, where: str) -> None:
