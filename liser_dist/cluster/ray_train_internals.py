@@ -41,6 +41,10 @@ class RunCheckpoints(Protocol):
         """Return the number of passes in the newest checkpoint."""
         ...
 
+    def trained(self) -> int:
+        """Return the number of passes that the train workers have trained until now."""
+        ...
+
     def request(self) -> None:
         """Ask the train workers for a checkpoint of all that they have trained until now."""
         ...
@@ -56,7 +60,8 @@ class FollowRoomPolicy(ElasticScalingPolicy):
     Ray's own policy asks for the upper bound, and its workers would take the CPUs of the stages
     that feed them. It also shuts a group of workers down without asking for a checkpoint, so that
     a group that is replaced more often than it saves would never get anywhere. This one asks for
-    a checkpoint first, and resizes once it is committed.
+    a checkpoint first, and resizes once it is committed. A group that trains nothing meanwhile is
+    made smaller without one: its workers may hold the CPUs that a lost decoder or teacher needs.
 
     Read in Ray 2.60. At an upgrade, check that the overridden methods are still called by
     `ElasticScalingPolicy` or the controller, and that `_latest_monitor_time` still delays the next
@@ -78,6 +83,7 @@ class FollowRoomPolicy(ElasticScalingPolicy):
         self._checkpoints = checkpoints
         self._requested = 0
         self._saving_group: float | None = None  # start time of the group that is to save first
+        self._trained = 0  # passes when it was last looked at
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -93,8 +99,13 @@ class FollowRoomPolicy(ElasticScalingPolicy):
         )
         if saved or not isinstance(decision, ResizeDecision):
             return decision
-        self._saving_group = worker_group_state.start_time
-        self._checkpoints.request()
+        trained = self._checkpoints.trained()
+        if not saving:
+            self._saving_group = worker_group_state.start_time
+            self._checkpoints.request()
+        elif trained == self._trained and decision.num_workers < worker_group_state.num_workers:
+            return decision
+        self._trained = trained
         return NoopDecision()
 
     def _maybe_send_resource_request(self) -> None:

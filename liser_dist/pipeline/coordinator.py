@@ -162,6 +162,10 @@ class CoordinatorCheckpoints:
         passes: int = ray.get(self._coordinator.committed_passes.remote())
         return passes
 
+    def trained(self) -> int:
+        """Return the number of passes that the train workers have trained until now."""
+        return read_progress(self._coordinator).passes
+
     def request(self) -> None:
         """Ask the train workers for a checkpoint of all that they have trained until now."""
         ray.get(self._coordinator.request_checkpoint.remote())

@@ -55,7 +55,8 @@ def read_labelled(
     if not set_of:
         return clips, rejected
     with_targets = {path for path, name in set_of.items() if name in sets_with_targets}
-    for example in _read_shards(stream, list(set_of), with_targets, coordinator, writers):
+    versions = {shard.place: shard.version for of_set in shards.values() for shard in of_set}
+    for example in _read_shards(stream, versions, with_targets, coordinator, writers):
         name = set_of[example.shard]
         if rejection := _rejection_of(example, stream.emotions):
             rejected[name].append(rejection)
@@ -98,17 +99,17 @@ def _warn_of_rejections(name: str, rejections: Sequence[Rejection]) -> None:
 
 def _read_shards(
     stream: StreamSpec,
-    shards: Sequence[str],
+    versions: Mapping[str, str],
     with_targets: Collection[str],
     coordinator: Any,
     writers: StoreWriters | None,
 ) -> list[Example]:
     """Return all clips of these shards by shard and index; only some shards get targets."""
     examples: list[Example] = []
-    left = list(shards)
+    left = list(versions)
     if writers is not None:
         stored = writers.store.list_parts()
-        for shard in shards:
+        for shard in versions:
             view = labelled_view(with_targets=shard in with_targets)
             if stored.is_complete(shard, view):
                 try:
@@ -118,7 +119,7 @@ def _read_shards(
                     logger.warning("%s", error)
     if left:
         options = RowOptions(labelled=True, shards_with_targets=with_targets, writers=writers)
-        visits = [ShardVisit(0, path) for path in left]
+        visits = [ShardVisit(0, path, versions[path]) for path in left]
         examples += read_all(build_examples(stream, visits, coordinator, options))
     return sorted(examples, key=lambda example: (example.shard, example.index))
 

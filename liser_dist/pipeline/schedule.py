@@ -275,7 +275,8 @@ class StoreReader:
 
     def _read(self, epoch: Sequence[PartGroup]) -> Iterator[_GroupRows]:
         """Yield the groups with the worker's rows; the next is read meanwhile."""
-        with ThreadPoolExecutor(_READ_THREADS) as threads:
+        threads = ThreadPoolExecutor(_READ_THREADS)
+        try:
             ahead: deque[_GroupRows] = deque()
             start = 0
             for group in epoch:
@@ -284,6 +285,9 @@ class StoreReader:
                 if len(ahead) > 1:
                     yield ahead.popleft()
             yield from ahead
+        finally:
+            # Not waited for: where one part cannot be reached, the others may take as long.
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _start_reading(
         self, group: PartGroup, start: int, threads: ThreadPoolExecutor

@@ -71,7 +71,9 @@ def start_attempt(run: str) -> int:
         StorageError: The run's folder cannot be read or written.
     """
     folder = storage.join(run, "attempts")
-    begun = storage.list_files(folder) if storage.exists(folder) else []
+    begun: list[storage.StoredFile] = []
+    if storage.exists(folder):
+        begun = storage.list_files(folder, patience_s=storage.PATIENCE_S)
     names = [file.place.rpartition("/")[2] for file in begun]
     numbers = [int(name) for name in names if name.isdigit()]
     numbers += [position.attempt for position in _list_positions(run).values()]
@@ -251,8 +253,8 @@ def remove_quietly(path: str) -> None:
     """Remove a file or a checkpoint; if that fails, log a warning and leave it."""
     try:
         # The marker goes first, so that a half-removed folder is not taken for a checkpoint.
-        storage.remove(storage.join(path, COMMITTED))
-        storage.remove(path)
+        storage.remove(storage.join(path, COMMITTED), storage.CHECK_PATIENCE_S)
+        storage.remove(path, storage.CHECK_PATIENCE_S)
     except StorageError as error:
         logger.warning("%s", error)
 
@@ -281,6 +283,11 @@ def require_same_student(spec: DistillSpec) -> None:
     """
     if spec.start_from is None:
         return
+    if not storage.exists(spec.start_from, storage.CHECK_PATIENCE_S):
+        raise CheckpointError(
+            f"`start_from`: no checkpoint at {spec.start_from}: give a folder "
+            "runs/NAME/N/checkpoints/step-..."
+        )
     saved = read_checkpoint_spec(spec.start_from, read_digests(spec.start_from))
     compared = {
         "student": (spec.student.model_dump(), saved.student.model_dump()),

@@ -201,8 +201,8 @@ class CheckpointWriter:
         self._rejections.clear()
         self._parts, self.newest = parts, path
         try:
-            remove_old(self._run, self._attempt, self._keep)
             then()
+            remove_old(self._run, self._attempt, self._keep)
         except StorageError as error:
             logger.warning("%s", error)
 

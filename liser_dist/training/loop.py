@@ -168,7 +168,8 @@ class TrainLoop:
             require_within(self.spec.budget, self.ledger, final=True)
             self._finish()
         except LiserError as error:
-            self._save(wait=True)
+            # Where storage has failed, the checkpoint that is being written is the last.
+            self._save(wait=not isinstance(error, StorageError))
             if self.saver is not None:
                 with suppress(StorageError):  # logged; the error that ended the run matters more
                     self.saver.finish()
@@ -273,9 +274,11 @@ class TrainLoop:
         steps, train = self.learner.steps, self.spec.train
         if steps % train.validate_every == 0:
             self._validate()
-        urgent = check_notices and (self._has_new_notice() or self._is_resized_next())
-        overdue = self.saver is not None and self.saver.overdue()
-        if urgent or overdue or steps % train.checkpoint_every == 0:
+        urgent = check_notices and self._has_new_notice()
+        # Before a resize nobody waits for a busy writer: the next checkpoint will do.
+        due = check_notices and self._is_resized_next()
+        due |= self.saver is not None and self.saver.overdue()
+        if urgent or due or steps % train.checkpoint_every == 0:
             self._save(wait=urgent)
         if self.reporter is not None:
             self.reporter.report_step(result, self._progress(float(result.loss[0])))

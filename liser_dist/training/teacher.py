@@ -109,6 +109,7 @@ class TeacherJob:
     stream: StreamSpec
     identity: TeacherIdentity  # the backbone's weights
     set_of: Mapping[str, str]  # the name of each shard's set
+    versions: Mapping[str, str]  # of each shard
     run: str  # path of the run
     coordinator: Any  # actor
 
@@ -160,12 +161,15 @@ def run_teacher_training(plan: TeacherPlan) -> tuple[TeacherResult, str]:
     start_ray(plan.capacity)
     run = start_short_run(spec, spec.output, spec.name)
     set_of = {shard.place: name for name, of_set in plan.shards.items() for shard in of_set}
-    job = TeacherJob(spec, plan.stream, plan.identity, set_of, run, start_coordinator())
+    versions = {shard.place: shard.version for of_set in plan.shards.values() for shard in of_set}
+    coordinator = start_coordinator()
+    job = TeacherJob(spec, plan.stream, plan.identity, set_of, versions, run, coordinator)
     output.print(f"training a teacher on {spec.backbone}")
     with tempfile.TemporaryDirectory(prefix="liser-train-") as scratch:
         try:
             _trainer(job, scratch).fit()
         except ray.train.TrainingFailedError as error:
+            raise_failure(job.coordinator)
             raise unwrap_ray_error(error) from error
     raise_failure(job.coordinator)
     trained = json.loads(storage.read_bytes(storage.join(run, _TRAINED)))
@@ -202,7 +206,7 @@ def _trainer(job: TeacherJob, scratch: str) -> DataParallelTrainer:
 def _decoded_clips(job: TeacherJob) -> Dataset:
     """Build the dataset of rows of Clip, of all sets."""
     set_context(job.stream)
-    visits = [ShardVisit(0, path) for path in job.set_of]
+    visits = [ShardVisit(0, path, version) for path, version in job.versions.items()]
     return decode_samples(job.stream, visits, job.coordinator, labelled=True)
 
 
@@ -213,21 +217,22 @@ def _work(config: dict[str, Any]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves GPUs of other processes visible
     import torch
 
+    from liser_dist.students.collectives import failing_together
     from liser_dist.training.process_group import joined
     from liser_dist.training.teacher_loop import TeacherLoop
 
     torch.set_num_threads(max(1, int(job.spec.resources.worker_cpus)))
     with joined():
-        clips = _read_clips(job)
         try:
+            with failing_together():
+                clips = _read_clips(job)
             loop = TeacherLoop(job.spec, clips, job.identity)
+            trained = loop.run()
+            if loop.rank == 0:
+                _save(job, loop, trained)
         except LiserError as error:
             # All workers get this error. If it were raised here, Ray would print all of them.
             ray.get(job.coordinator.fail.remote(error))
-            return
-        trained = loop.run()
-        if loop.rank == 0:
-            _save(job, loop, trained)
 
 
 def _read_clips(job: TeacherJob) -> dict[str, list[Clip]]:

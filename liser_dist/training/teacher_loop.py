@@ -37,6 +37,7 @@ from liser_dist.runs.caveats import warn_left_out, warn_not_calibrated, warn_one
 from liser_dist.students.collectives import (
     all_gather,
     broadcast_from_rank0,
+    failing_together,
     worker_count,
     worker_rank,
 )
@@ -123,7 +124,7 @@ class TeacherLoop:
         self.spec = spec
         self.rank, self.workers = worker_rank(), worker_count()
         commit = None if identity is None else identity.commit
-        with naming_field("backbone"), verified(spec.backbone, identity):
+        with failing_together(), naming_field("backbone"), verified(spec.backbone, identity):
             self.backbone = HuggingFaceBackbone(spec.backbone, spec.clip.sample_rate_hz, commit)
         unusable = Counter(
             reason

@@ -69,6 +69,7 @@ def train_students(job: TrainJob, clips: Mapping[str, Sequence[Example]]) -> Tra
         try:
             _trainer(job, config, scratch).fit()
         except ray.train.TrainingFailedError as error:
+            raise_failure(job.coordinator)
             raise unwrap_ray_error(error) from error
     raise_failure(job.coordinator)
     summary = read_summary(job.run)

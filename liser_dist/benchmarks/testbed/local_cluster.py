@@ -362,9 +362,15 @@ class ClusterJob:
 
     def kill_one(self, find: Callable[[], Sequence[psutil.Process]]) -> None:
         """Send SIGKILL to one of the processes that `find` returns, once there is one."""
-        wait_until(lambda: bool(find()) or self.ended, RECOVERY_LIMIT_S, "a process to kill")
-        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-            self.rng.choice(find()).send_signal(signal.SIGKILL)
+
+        def is_killed() -> bool:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if found := find():
+                    self.rng.choice(found).send_signal(signal.SIGKILL)
+                    return True
+            return False
+
+        wait_until(lambda: is_killed() or self.ended, RECOVERY_LIMIT_S, "a process to kill")
 
     def decoder_children(self) -> list[psutil.Process]:
         """Return the decoders' child processes that decode, children of their fork servers."""

@@ -18,9 +18,13 @@ class Checkpoints:
 
     def __init__(self) -> None:
         self.committed, self.requests, self.pending = 0, 0, False
+        self.done = 0
 
     def passes(self) -> int:
         return self.committed
+
+    def trained(self) -> int:
+        return self.done
 
     def request(self) -> None:
         self.requests, self.pending = self.requests + 1, True
@@ -83,6 +87,29 @@ def test_a_node_that_left_while_the_group_saved_changes_nothing(policy: OnPaper)
     policy.room = 2
     checkpoints.commit(8)
     assert isinstance(decide(policy, 0.0, 2), NoopDecision)
+
+
+def test_a_request_is_not_repeated(policy: OnPaper) -> None:
+    checkpoints = policy._checkpoints
+    assert isinstance(checkpoints, Checkpoints)
+    policy.room = 4
+    for _ in range(3):  # a checkpoint that takes longer to write than the time between two looks
+        assert isinstance(decide(policy, 0.0, 2), NoopDecision)
+    assert checkpoints.requests == 1
+    checkpoints.commit(8)
+    assert isinstance(decide(policy, 0.0, 2), ResizeDecision)
+
+
+def test_a_group_that_trains_nothing_gives_its_room_to_lost_decoders(policy: OnPaper) -> None:
+    checkpoints = policy._checkpoints
+    assert isinstance(checkpoints, Checkpoints)
+    policy.room = 2  # the node of the decoders is lost, which now need the CPUs of two workers
+    assert isinstance(decide(policy, 0.0, 4), NoopDecision)
+    checkpoints.done = 8  # a step with what was decoded before
+    assert isinstance(decide(policy, 0.0, 4), NoopDecision)
+    resize = decide(policy, 0.0, 4)
+    assert isinstance(resize, ResizeDecision)
+    assert resize.num_workers == 2
 
 
 def test_failures_count_since_the_last_progress() -> None:

@@ -1,6 +1,7 @@
 """The target store is written atomically, matched by settings, and verified on reading."""
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -380,6 +381,29 @@ def test_rows_that_are_read_again_are_of_their_epoch(tmp_path: Path) -> None:
     fill(store)
     (table,) = StoreReader(store, 600, 0, 600, lambda _part: True).batches(visits(store, epoch=2))
     assert set(table["epoch"].to_pylist()) == {2}
+
+
+def test_a_part_that_cannot_be_reached_is_told_before_the_others_are_read(tmp_path: Path) -> None:
+    filled = opened(tmp_path)
+    fill(filled)
+    parts = filled.list_parts().parts(SHARD, filled.view(0))
+    back, waited = threading.Event(), []
+
+    class Away(TargetStore):
+        """A store on S3 that is away: the first part gives up, the others still wait."""
+
+        def read(self, part: Part, indices: Sequence[int]) -> Any:
+            if part == parts[0]:
+                raise StorageError("no answer")
+            waited.append(back.wait(30))
+            return super().read(part, indices)
+
+    store = Away(filled.path, 1, True, {SHARD: "v1"})
+    groups = [PartGroup([PartVisit(0, part, part.clips) for part in parts])]
+    with pytest.raises(StorageError, match="no answer"):
+        list(StoreReader(store, 16, 0, 16, lambda _part: True).batches(groups))
+    assert not waited
+    back.set()
 
 
 def test_a_broken_part_is_passed_over_and_told_once(

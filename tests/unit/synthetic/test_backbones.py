@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
 
 from liser_dist.config.base import EMOTIONS
 from liser_dist.config.stream import ClipSpec
@@ -17,9 +18,11 @@ from liser_dist.errors import TeacherError
 from liser_dist.records import Clip
 from liser_dist.teachers.backbone import HuggingFaceBackbone, backbone_shape, save_teacher
 from liser_dist.teachers.heads import Head
+from liser_dist.teachers.identity import identify_model
 from liser_dist.teachers.teachers import describe_teacher, load_teacher
 from liser_dist.training.teacher_loop import TeacherLoop
 from tests.hub_models import save
+from tests.workers import run_workers
 
 CLIP = ClipSpec()
 # Those that are named last weigh their layers; a plain encoder of each family, as the hub has them.
@@ -94,6 +97,30 @@ def test_a_backbone_is_a_teacher_without_emotions(family: Path) -> None:
     (targets,) = teacher.teach([shown("sad", "a", 0)])
     assert targets.embedding.shape == (facts.embedding_dim,)
     assert not targets.logits.size
+
+
+def _load_on_a_node(rank: int, folder: str, backbone: str) -> None:
+    """Load a teacher's backbone on one of two workers; the second finds other weights."""
+    group = f"file://{folder}/group"
+    dist.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
+    identity = identify_model("huggingface", backbone)
+    if rank == 1:
+        identity = identity.model_copy(update={"digest": "0" * 64})
+    spec = TrainTeacherSpec.model_validate({"backbone": backbone, "data": {"labelled": "nowhere"}})
+    try:
+        TeacherLoop(spec, {"labelled": people("a"), "validation": []}, identity)
+    except TeacherError as error:
+        Path(folder, str(rank)).write_text(str(error))
+    dist.destroy_process_group()
+
+
+def test_a_worker_that_finds_other_weights_ends_all_of_them(tmp_path: Path) -> None:
+    backbone = save("vit-encoder", tmp_path / "vit")
+    run_workers(_load_on_a_node, str(tmp_path), str(backbone))
+    first, second = ((tmp_path / str(rank)).read_text() for rank in range(2))
+    assert first == second
+    assert "`backbone`" in first
+    assert "has been replaced" in first
 
 
 @pytest.mark.slow
