@@ -7,14 +7,12 @@ changes.
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from liser_dist.cluster.ray_errors import unwrap_ray_error
-from liser_dist.errors import LiserError
+from liser_dist.cluster.ray_errors import is_no_user_error
 
 # These loggers report an error that ends a dataset, with its traceback. At an upgrade, check that
 # a damaged spec or teacher still ends a job with one line (tests/integration/test_bad_input.py).
@@ -44,13 +42,7 @@ class HideUserErrors(ExecutionCallback):
     def before_execution_starts(self, executor: Any) -> None:
         """Install the filter on Ray Data's loggers, in the process that runs the execution."""
         for name in _ERROR_LOGGERS:
-            logging.getLogger(name).addFilter(_is_no_user_error)
-
-
-def _is_no_user_error(record: logging.LogRecord) -> bool:
-    """Return whether the record is about anything other than a LiserError."""
-    error = (record.exc_info or sys.exc_info())[1]
-    return error is None or not isinstance(unwrap_ray_error(error), LiserError)
+            logging.getLogger(name).addFilter(is_no_user_error)
 
 
 class ForgetBlockStats(ExecutionCallback):

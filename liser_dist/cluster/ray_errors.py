@@ -1,6 +1,9 @@
-"""Finds the LiserError inside the errors in which Ray wraps it."""
+"""Finds the LiserError inside the errors in which Ray wraps it, and keeps it out of Ray's logs."""
 
 from __future__ import annotations
+
+import logging
+import sys
 
 from liser_dist.errors import LiserError
 
@@ -27,3 +30,9 @@ def unwrap_ray_error(error: BaseException) -> BaseException:
             inner += list((getattr(current, "worker_failures", None) or {}).values())
             queue += [other for other in inner if isinstance(other, BaseException)]
     return error
+
+
+def is_no_user_error(record: logging.LogRecord) -> bool:
+    """Return whether a log record is about anything other than a LiserError. A logging filter."""
+    error = (record.exc_info or sys.exc_info())[1]
+    return error is None or not isinstance(unwrap_ray_error(error), LiserError)

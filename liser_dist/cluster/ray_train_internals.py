@@ -6,6 +6,7 @@ changes. Nothing here may import torch: Ray Train's controller loads this module
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -22,6 +23,20 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+
+from liser_dist.cluster.ray_errors import is_no_user_error
+
+CONTROLLER_LOGGER = "ray.train.v2._internal.execution.controller.controller"
+
+
+def hide_user_errors() -> None:
+    """Keep LiserErrors out of the log of Ray Train's controller, where they have a traceback.
+
+    The job prints such an error once, as its last line. Call it in the controller's process. Read
+    in Ray 2.60. At an upgrade, check the name of the logger
+    (tests/unit/cluster/test_ray_train_internals.py).
+    """
+    logging.getLogger(CONTROLLER_LOGGER).addFilter(is_no_user_error)
 
 
 def free_address() -> str:

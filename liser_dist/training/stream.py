@@ -23,6 +23,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from liser_dist import storage
 from liser_dist.cluster.ray_errors import unwrap_ray_error
+from liser_dist.cluster.ray_train_internals import hide_user_errors
 from liser_dist.config.distill import DistillSpec
 from liser_dist.config.stream import StreamSpec
 from liser_dist.config.teachers import TeacherIdentity
@@ -122,6 +123,7 @@ def remaining_visits(job: TrainJob) -> list[ShardVisit]:
 
 def remaining_stream(job: TrainJob) -> Dataset:
     """Build the stream of the clips that are not in the ledger of the newest checkpoint."""
+    hide_user_errors()  # in Ray Train's controller, which calls this
     options = RowOptions(writers=job.writers)
     return build_examples(job.stream, remaining_visits(job), job.coordinator, options)
 

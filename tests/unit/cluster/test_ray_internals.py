@@ -11,7 +11,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from liser_dist.cluster.ray_data_internals import _is_no_user_error
+from liser_dist.cluster.ray_errors import is_no_user_error
 from liser_dist.errors import SpecError
 
 
@@ -41,7 +41,7 @@ def test_a_user_error_is_hidden_from_ray_data_and_another_is_not() -> None:
     def is_shown(error: Exception) -> bool:
         info = (type(error), error, None)
         record = logging.LogRecord("ray", logging.ERROR, "", 0, "failed", None, info)
-        return _is_no_user_error(record)
+        return is_no_user_error(record)
 
     assert not is_shown(SpecError("`name` is wrong"))
     assert is_shown(ValueError("something else"))

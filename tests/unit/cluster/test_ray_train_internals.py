@@ -6,11 +6,17 @@ from typing import Any
 import pytest
 import ray
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.execution.controller import controller
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from liser_dist.cluster.ray_train_internals import FollowRoomPolicy, ProgressFailurePolicy
+from liser_dist.cluster.ray_train_internals import (
+    FollowRoomPolicy,
+    ProgressFailurePolicy,
+    hide_user_errors,
+)
+from liser_dist.errors import StorageError
 
 
 class Checkpoints:
@@ -121,3 +127,14 @@ def test_failures_count_since_the_last_progress() -> None:
         assert policy.make_decision(lost) is FailureDecision.RETRY
     assert policy.make_decision(lost) is FailureDecision.RETRY
     assert policy.make_decision(lost) is FailureDecision.RAISE
+
+
+def test_the_controller_logs_no_error_of_the_user(caplog: pytest.LogCaptureFixture) -> None:
+    hide_user_errors()
+    for error in (StorageError("no answer"), KeyError("a fault")):
+        try:
+            raise error
+        except (StorageError, KeyError):
+            controller.logger.exception("Error in control loop iteration")
+    (record,) = caplog.records
+    assert isinstance(record.exc_info[1], KeyError)  # type: ignore[index]
