@@ -1,7 +1,9 @@
-"""Defines what specs are built from: base classes, field types and marks, and their comparison.
+"""Defines what specs are built from: base classes, field types and field marks.
 
 A mark in a field's annotation (`FieldMark`) says how the field is treated. The functions here find
 marked fields by walking over the spec classes, so that no separate list of field names is needed.
+`differences` compares two specs field by field, such as those of a run and of the job that resumes
+it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs an ONNX file on clips with ONNX Runtime: logits and embeddings.
 
-The spec describes the model's input, which an ONNX file does not.
+The spec says how the input is prepared (sample rate, crop, scaling), because an ONNX file does not.
 """
 
 from __future__ import annotations
