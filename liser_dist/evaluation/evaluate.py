@@ -95,7 +95,8 @@ def _clip_of(model: TeacherSpec) -> ClipSpec:
         return read_checkpoint_spec(model.model, read_digests(model.model)).clip
     except CheckpointError as error:
         raise TeacherError(
-            f"`model`: {model.model!r} cannot be loaded as a trained student: {error}"
+            f"`model`: {model.model!r} cannot be loaded as a trained student ({error}): give a "
+            "checkpoint of a run, such as runs/NAME/001/checkpoints/step-00001000-a001"
         ) from error
 
 

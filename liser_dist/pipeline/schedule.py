@@ -1,9 +1,10 @@
 """Decides which clips of a run are streamed and which are read from the target store.
 
-The targets of a clip are computed in the first epoch that needs them; later epochs read them from
-the store. The ledger and a listing of the store determine which shards are streamed and, after
-that, which parts of the store are read and in which order. `StoreReader` reads one train worker's
-share of each step from these parts.
+A clip is streamed, that is, decoded from its shard and sent through the teachers, in the first
+epoch that needs it. The store keeps what the student needs of it, inputs and targets, in files of
+some hundred clips each, the parts; later epochs read these. The ledger and a listing of the store
+determine which shards are streamed and, after that, which parts are read and in which order.
+`StoreReader` reads one train worker's share of each step.
 """
 
 from __future__ import annotations
