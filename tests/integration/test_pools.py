@@ -102,6 +102,8 @@ def test_each_stage_on_its_nodes_while_some_come_and_go(
 def test_nodes_without_the_keys_that_the_driver_has_are_named(
     cluster: LocalCluster, s3: dict[str, str], spec: dict[str, Any], tmp_path: Path
 ) -> None:
+    for pool in ("decoders", "teachers", "students"):
+        cluster.add_node(cpus=2, gpus=1, pool=pool)
     write_shards([("clip", b"", {})], "s3://bucket/unseen", clips_per_shard=1)
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(merged(spec, {"data": {"unlabelled": "s3://bucket/unseen"}})))
