@@ -339,8 +339,8 @@ def print_result(result: DistillResult) -> None:
         output.print(f"WARNING: {warning}")
     if clips.compared:
         output.print(
-            f"the teachers disagree on {clips.differing / clips.compared:.0%} of the clips for "
-            "which both predicted an emotion that both know"
+            f"the teachers disagree on {clips.differing / clips.compared:.0%} of the clips "
+            "for which each predicted an emotion that the other can predict, too"
         )
     if clips.unsure:
         output.print(

@@ -37,27 +37,26 @@ def require_access(paths: Sequence[str], pools: PoolsSpec) -> None:
     if not remote or not ray.is_initialized():
         return
     probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
-    pending = [
-        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            remote
-        )
-        for node in _nodes_of(pools)
-    ]
+    addresses: dict[ray.ObjectRef, str] = {}
+    for node, address in _nodes_of(pools).items():
+        on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+        addresses[probe.options(scheduling_strategy=on_node).remote(remote)] = address
+    pending = list(addresses)
     ready, _ = ray.wait(pending, num_returns=len(pending), timeout=_RESPONSE_LIMIT_S)
     for reference in ready:
         if failure := _result_of(reference):
-            raise StorageError(f"a node of the cluster {failure}")
+            raise StorageError(f"the node {addresses[reference]} of the cluster {failure}")
 
 
-def _nodes_of(pools: PoolsSpec) -> list[str]:
-    """IDs of the nodes in the job's pools, of those without a pool, and of the driver's node."""
+def _nodes_of(pools: PoolsSpec) -> dict[str, str]:
+    """Addresses, by ID, of the nodes in the job's pools, those without a pool and the driver's."""
     driver = ray.get_runtime_context().get_node_id()
     labels = {None, pools.decoders, pools.teachers, pools.students}
-    return [
-        node["NodeID"]
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
         for node in active_nodes()
         if node["Labels"].get(POOL) in labels or node["NodeID"] == driver
-    ]
+    }
 
 
 def _probe(paths: Sequence[str]) -> str:

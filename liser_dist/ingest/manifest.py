@@ -190,9 +190,9 @@ def warn_of_leftovers(output: str, groups: Groups) -> None:
     if leftovers:
         count = "1 shard is" if len(leftovers) == 1 else f"{len(leftovers)} shards are"
         logger.warning(
-            "%s listed in no manifest, probably left by a killed job; %s leaves %s out (%s%s)",
-            count, INDEX, "it" if len(leftovers) == 1 else "them",
-            leftovers[0], ", ..." if len(leftovers) > 1 else "",
+            "%s listed in no manifest, probably left by a killed job (%s%s); not used, and may be "
+            "deleted",
+            count, leftovers[0], ", ..." if len(leftovers) > 1 else "",
         )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_nodes_without_the_keys_that_the_driver_has_are_named(
     )  # fmt: skip
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert "a node of the cluster cannot check s3://bucket/unseen/000000.tar" in line
+    assert "the node 127.0.0.1 of the cluster cannot check s3://bucket/unseen/000000.tar" in line
     assert "AWS_SECRET_ACCESS_KEY on " in line
 
 
