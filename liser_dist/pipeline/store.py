@@ -6,9 +6,11 @@
       SHARD/window-0-00000512-00000600-end.parquet     its last part
       SHARD/window-1-00000000-00000256-retry-9.parquet clips 0 and 3 are to be tried again
 
-A part appears in the store complete or not at all. Its name states its window and clips, so two
-jobs may write the same part without harm. Rejected clips have rows, too: no clip of a part is
-missing. FINGERPRINT is a digest of settings.json, all settings on which targets depend.
+A part holds a range of a shard's clips in one window: the stretch of time that is taken from each
+clip in the epochs of that number. It appears in the store complete or not at all. Its name states
+window and range, so two jobs may write the same part without harm. Rejected clips have rows, too:
+no clip of a part is missing. FINGERPRINT is a digest of settings.json, all settings on which
+targets depend.
 
 The store states facts about clips. A rejection for a reason that depends on the machine (a
 time-out, a crash, too little memory: `Reason.depends_on_machine`) is not such a fact: each run has

@@ -341,7 +341,8 @@ class TrainLoop:
             self.ledger.take_rejections()  # the first worker writes them
         elif not self.learner.has_finite_weights():
             logger.error(
-                "the weights of step %d are NaN or infinite, so no checkpoint is saved",
+                "the weights of step %d are NaN or infinite, so no checkpoint is saved; the job "
+                "ends after `budget.max_skipped_in_a_row` such steps: lower `train.learning_rates`",
                 self.learner.steps,
             )
         elif not self.saver.skips(self.learner.steps, wait):
