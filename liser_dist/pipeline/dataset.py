@@ -80,6 +80,8 @@ def set_context(stream: StreamSpec) -> None:
     context.print_on_execution_start = False
     context.execution_options = execution_options(stream)
     context.custom_execution_callback_classes = [ForgetBlockStats, HideUserErrors]
+    # Otherwise Ray Data raises an error of its own, and ours is lost when that is pickled.
+    context.raise_original_map_exception = True
     # A loaded teacher stays: Ray would end an actor as soon as it has little to do.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
 
