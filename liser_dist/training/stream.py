@@ -178,9 +178,8 @@ def next_clips(batches: Iterator[pa.Table]) -> tuple[list[Example], LiserError |
     """Return the next clips of a worker; or the user's error that ended its stream."""
     try:
         table = next(batches, None)
-    except LiserError as error:  # the target store cannot be read
-        return [], error
-    except ray.exceptions.RayError as error:
+    except (LiserError, ray.exceptions.RayError) as error:
+        # What a stage raises is both, in a class of Ray's that no other process can unpickle.
         cause = unwrap_ray_error(error)
         if isinstance(cause, LiserError):
             return [], cause
