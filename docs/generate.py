@@ -1,4 +1,4 @@
-"""Writes the generated reference pages: the fields of the specs, the command line, the reasons.
+"""Writes the generated reference pages: spec fields, command line, rejection reasons.
 
     python docs/generate.py
 
@@ -102,8 +102,8 @@ its default and what it does.
 - An unknown field is an error. Names carry units: `_s` seconds, `_hz` hertz, `_px` pixels.
 - "path or URI" is a path on disk or an `s3://` URI. `off` switches a feature off.
 - *Resumable* marks fields that may differ when an unfinished run is
-  [resumed](../operations/fault-tolerance.md#resume). All others must be the same:
-  [list](#resumable-fields).
+  [resumed](../operations/fault-tolerance.md#resume) ([list](#resumable-fields)). All others must be
+  the same.
 - `--check` validates a spec and prints it with all defaults filled in.
 
 | Job | Spec |
@@ -239,8 +239,9 @@ def _removed_fields() -> Iterator[str]:
     for kind in SPECS.values():
         removed |= removed_from(kind)
     yield (
-        "## Removed fields { #removed-fields }\n\nA spec that names one of these is refused, with "
-        "the replacement. An unfinished run of an earlier version that used one is resumed only if "
+        "## Removed fields { #removed-fields }\n\nA spec that names one of these is refused, and "
+        "the error says what to use instead. An unfinished run of an earlier version that used "
+        "one is resumed only if "
         "the field is [resumable](#resumable-fields); otherwise finish it with that version. "
         "Checkpoints of such runs can still be evaluated and exported: the field then has its "
         "default.\n\n| Removed | Instead |\n|---|---|\n"
@@ -397,8 +398,7 @@ def cli_page() -> str:
 def _usage(job: ModuleType) -> str:
     """Return the text of a job's docstring, its indented usage lines as code."""
     lines = inspect.cleandoc(str(job.__doc__).partition('"$@"')[2] or str(job.__doc__)).split("\n")
-    text = [line for line in lines if not line.startswith(("The line above is", "as its main"))]
-    text = [line for line in text if "finds the environment's own python" not in line]
+    text = [line for line in lines if not line.startswith("The line with `exec` is")]
     shown: list[str] = []
     code = False
     for line in text:

@@ -1,4 +1,4 @@
-"""MkDocs hook: warns of what a page names and does not exist, which ends a build with --strict."""
+"""MkDocs hook: warns of names in a page for which nothing exists; --strict makes them errors."""
 
 from __future__ import annotations
 

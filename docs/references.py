@@ -349,7 +349,7 @@ def mistakes_in_messages(text: str) -> list[str]:
     for heading in re.findall(r"^### ([^{\n]+)$", text, re.MULTILINE):
         parts = (re.escape(part.strip()) for part in heading.replace("`", "").split("..."))
         if not re.search(r"[^\n]*".join(parts), literals):
-            mistakes.append(f"no message of the package is as the heading {heading!r} says")
+            mistakes.append(f"the heading {heading!r} is in no message of the package")
     return mistakes
 
 

@@ -1,11 +1,11 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-Measure the system.
+Measure speed, scaling or fault tolerance.
 
-    jobs/benchmark.py speed [SPEC] --output DIR      speed, compared with the limit and a plain loop
-    jobs/benchmark.py simulate [SPEC] --output DIR   schedule on 1 to 64 GPUs, simulated teachers
-    jobs/benchmark.py faults [SPEC] --output DIR     clips lost or repeated when things fail
+    jobs/benchmark.py speed [SPEC] --output DIR      speed of a job, beside a plain Python loop
+    jobs/benchmark.py simulate [SPEC] --output DIR   whether 1 to 64 simulated GPUs are kept busy
+    jobs/benchmark.py faults [SPEC] --output DIR     clips lost or repeated when faults are injected
 
 Each takes `--FIELD VALUE ...` as any job does, prints tables, and writes them with the log of each
 job to DIR. The exit status is 1 if a result is out of its bounds.
@@ -21,7 +21,7 @@ from liser_dist.errors import SpecError
 
 SPECS = Path(__file__).parent / "specs"
 MEASUREMENTS = ("speed", "simulate", "faults")
-ABOUT = f"Measure the system: {', '.join(MEASUREMENTS)}."
+ABOUT = f"Run a benchmark: {', '.join(MEASUREMENTS)}."
 
 
 def measure(name: str, job: BenchmarkJob, folder: Path) -> bool:
@@ -46,7 +46,8 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or [""]
     if name not in MEASUREMENTS:
         raise SpecError(
-            f"jobs/benchmark.py has no measurement {name!r}; give one of {', '.join(MEASUREMENTS)}"
+            f"the first argument of jobs/benchmark.py is {name!r}: give one of the measurements "
+            f"{', '.join(MEASUREMENTS)}"
         )
     command = read_command(arguments, SPECS / f"{name}.yaml", ABOUT, DistillSpec)
     spec = command.spec.with_absolute_places()

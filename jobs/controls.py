@@ -6,8 +6,10 @@ Run the demo together with negative controls, in which distillation should not h
     jobs/controls.py [SPEC] [--FIELD VALUE ...]
 
 1. Targets are shuffled between the clips of a batch, so that only their distribution is left.
-2. The face teacher alone, and the same with the faces of other clips, which should remove its gain.
-3. A student is trained on the labels-only student's pseudo-labels: its teacher knows no more.
+2. One student learns from the face teacher alone, another from the face targets of other clips,
+   which should remove the gain.
+3. A student learns from the predictions of the student that was trained on labels alone, a teacher
+   that knows nothing beyond these labels.
 
 The first two learn from the same batches as the distilled student; the third is a separate run.
 """
@@ -25,7 +27,9 @@ COMPARED = ("labels_only", "speech_only", "face_only", "swapped_faces", "shuffle
 
 def main() -> None:
     """Check the demo and, without `--check`, run it and its controls."""
-    command = read_command(sys.argv[1:], DEFAULT, "Run the demo and its controls.", DistillSpec)
+    command = read_command(
+        sys.argv[1:], DEFAULT, "Run the demo and its negative controls.", DistillSpec
+    )
     spec = command.spec
     from liser_dist.cluster.connect import leave_ray
     from liser_dist.console import print_controls, print_plan, print_result

@@ -5,7 +5,7 @@ Distil a student from unlabelled video.
 
     jobs/distill.py [SPEC] [--check | --teach-only] [--FIELD VALUE ...]
 
-The line above is for the shell: run as a command, this file finds the environment's Python.
+The line with `exec` is for the shell: run as a command, this file finds the environment's Python.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main() -> None:
         DEFAULT,
         ABOUT,
         DistillSpec,
-        {TEACH_ONLY: "compute the targets for `targets.store`, then stop"},
+        {TEACH_ONLY: "compute the targets for `targets.store`, without a student"},
     )
     # These imports are heavy: a mistake in the spec is reported without them, and a child process
     # that loads this file as its main module needs none of them.

@@ -1,7 +1,7 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-Export a checkpoint's student to a folder that runs without this package: ONNX, int8, predict.py.
+Export a checkpoint's student to a folder that needs nothing of this package.
 
     jobs/export.py [SPEC] [--check] --checkpoint RUN [--output FOLDER] [--FIELD VALUE ...]
 """
@@ -13,7 +13,7 @@ from liser_dist.command_line import read_command, run_job
 from liser_dist.config.export import ExportSpec
 
 DEFAULT = Path(__file__).parent / "specs" / "export.yaml"
-ABOUT = "Export a checkpoint's student to a folder that runs without this package."
+ABOUT = "Export a checkpoint's student to a folder that needs nothing of this package."
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         print(f"{plan.checkpoint}: its student {command.spec.student!r} can be exported")
         for name, shards in plan.shards.items():
             clips = sum(shard.clips for shard in shards)
-            print(f"{name}: {clips} clips in {len(shards)} shards")
+            print(f"{name}: {clips} clips (shards: {len(shards)})")
         return
     export, place = run_export(plan)
     for table in export_tables(export):

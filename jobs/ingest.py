@@ -1,11 +1,11 @@
 #!/bin/sh
 """exec" "$(ls "${VIRTUAL_ENV:-${0%/*}/../.venv}/bin/python" 2>/dev/null || echo python3)" "$0" "$@"
 
-Cuts the recordings under `source` that are new into clips, and writes them as shards to `output`.
+Cut the new recordings under `source` into clips, and write the clips as shards to `output`.
 
     jobs/ingest.py [SPEC] --source PLACE --output PLACE [--check | --watch] [--FIELD VALUE ...]
 
-The line above is for the shell: run as a command, this file finds the environment's Python.
+The line with `exec` is for the shell: run as a command, this file finds the environment's Python.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger("liser_dist.jobs.ingest")
 
 
 def main() -> None:
-    flags = {WATCH: "keep running, and check for new recordings every `poll_s`"}
+    flags = {WATCH: "keep running, and check for new recordings every `poll_s` seconds"}
     command = read_command(sys.argv[1:], DEFAULT, ABOUT, IngestSpec, flags)
     # Imported late, so that a mistake in the spec is reported at once.
     from liser_dist.cluster.connect import leave_ray, start_ray

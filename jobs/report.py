@@ -16,14 +16,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write an HTML report of a run, two runs, a study or a benchmark."
     )
-    parser.add_argument("places", nargs="+", metavar="RUN", help="a run's folder, on disk or s3://")
+    parser.add_argument(
+        "places", nargs="+", metavar="RUN", help="folder of a run, study or benchmark"
+    )
     parser.add_argument(
         "--output",
         metavar="FILE",
         help="file or folder to write to; by default the folder of the first RUN",
     )
     parser.add_argument(
-        "--clips", type=int, default=12, help="number of teacher disagreements to show (default 12)"
+        "--clips",
+        type=int,
+        default=12,
+        help="number of clips to show on which the teachers disagree most (default 12)",
     )
     parser.add_argument(
         "--check", action="store_true", help="print what each folder holds, then stop"

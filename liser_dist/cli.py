@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="folder of an exported student (default: the current folder)",
     )
     command.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="also write a PNG for each file to FOLDER"
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="also draw the emotions of each file over time, as a PNG in FOLDER",
     )
     options = parser.parse_args(arguments)
     try:

@@ -153,7 +153,7 @@ def progress_line(progress: Progress) -> str:
     ]
     if progress.skipped_steps:
         parts.append(f"{_count(progress.skipped_steps, 'step')} skipped (gradient not finite)")
-    parts += [f"{kind} UAR {uar:.0%}" for kind, uar in progress.scores.items()]
+    parts += [f"{kind} validation UAR {uar:.0%}" for kind, uar in progress.scores.items()]
     return " · ".join(parts)
 
 
@@ -214,7 +214,7 @@ def print_steps(spec: DistillSpec, worker_bounds: Bounds, clips: int) -> None:
     parts = train.epochs if is_study else 1
     steps = parts * -(-clips * train.epochs // parts // train.batch_size)
     output.print(
-        f"{'each cell' if is_study else 'training'}: {_count(clips, 'clip')} x "
+        f"{'each student' if is_study else 'training'}: {_count(clips, 'clip')} x "
         f"{_count(train.epochs, 'epoch')} / {train.batch_size} clips per step "
         f"(`train.batch_size`) = {_count(steps, 'step')}"
     )
@@ -248,8 +248,8 @@ def print_readers(resources: ResourcesSpec, forecast: Forecast, shards: Sequence
 
 def print_forecast(capacity: Capacity, forecast: Forecast) -> None:
     """Print how many of each stage will run, and with costs the speed and the price."""
-    table = Table(title=f"on {capacity.where}")
-    for name in ("stage", "at least", "as many as", "each", "clips/s"):
+    table = Table(title=f"actors and workers of each stage on {capacity.where}")
+    for name in ("stage", "minimum", "will run", "each takes", "clips/s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage in forecast.stages:
         need = stage.need
@@ -265,7 +265,7 @@ def print_forecast(capacity: Capacity, forecast: Forecast) -> None:
         million = forecast.dollars_per_million
         price = f"{forecast.dollars_per_hour:.2f} USD per hour"
         if million is not None:
-            price += f", {million:,.0f} USD per million clips (each once)"
+            price += f", {million:,.0f} USD for one pass over a million clips"
         output.print(f"{nodes}: {price}")
 
 
@@ -340,12 +340,12 @@ def print_result(result: DistillResult) -> None:
     if clips.compared:
         output.print(
             f"the teachers disagree on {clips.differing / clips.compared:.0%} of the clips "
-            "for which each predicted an emotion that the other can predict, too"
+            "for which both predicted an emotion that both of them know"
         )
     if clips.unsure:
         output.print(
-            f"{clips.unsure / clips.passes:.0%} of the clips were left out of the loss, because no "
-            "teacher was certain enough (`loss.min_confidence`)"
+            f"{clips.unsure / clips.passes:.0%} of the clips were left out of the KL terms of the "
+            "loss, because no teacher was certain enough (`loss.min_confidence`)"
         )
     if clips.labelled_by_set:
         sets = ", ".join(f"{name} {count:,}" for name, count in clips.labelled_by_set.items())

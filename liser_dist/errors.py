@@ -4,13 +4,13 @@ LiserError                 a mistake the user can fix; jobs print it and exit wi
 ├── SpecError              a field of the job's spec is wrong
 ├── StorageError           a path cannot be listed, read or written
 │   └── MissingError       there is no such file or folder
-├── ShardError             a shard cannot be read, or not to its end
+├── ShardError             a shard is damaged, incomplete, or was replaced during the run
 ├── TeacherError           a teacher cannot be loaded or does not fit the job
 ├── CheckpointError        a checkpoint cannot be used by this job
 ├── CapacityError          the job does not fit on the cluster
 ├── RejectionError         more clips were rejected than the spec allows
 ├── TrainingError          gradients or weights are not finite
-└── SampleError            one clip is unusable; caught by the stage and counted
+└── SampleError            one clip is unusable; the stage counts the clip as rejected
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MissingError(StorageError):
 
 
 class ShardError(LiserError):
-    """A shard cannot be read, or not to its end."""
+    """A shard is damaged, incomplete, or was replaced during the run."""
 
 
 class TeacherError(LiserError):

@@ -117,7 +117,7 @@ def draw_bands(
     axes.stackplot(edges, stacked, labels=list(shares), colors=COLOURS, step="post", linewidth=0)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 1)
-    axes.set_xlabel("seconds (each window at its centre)")
+    axes.set_xlabel("seconds (a prediction is drawn around the centre of its window)")
     axes.set_title(title, loc="left", parse_math=False)  # a file name may contain $
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center").set_frame_on(False)

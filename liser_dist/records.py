@@ -1,6 +1,7 @@
 """Defines the records that stages of the pipeline pass on: the forms that a clip takes.
 
-    Sample -> Clip -> Example (the student's input of a Clip, with the teachers' Targets)
+    Sample (a clip as it is in its shard) -> Clip (a decoded window of it)
+    -> Example (the student's input for that window, with the teachers' Targets)
 
 Between stages a record is a row of a Ray Dataset with a column per field (several for an Example's
 targets: see `pipeline/tables.py`). Arrays are stored as raw bytes, which saves a conversion; they
@@ -75,8 +76,8 @@ class Reason(StrEnum):
     )
     TOO_LARGE = (
         "too_large",
-        "The clip exceeds the size limit, or decoding it needs more memory than "
-        "`clip.decode_limit_bytes`; during ingest, more than `limits.memory_bytes`.",
+        "Decoding the clip needs more memory than `clip.decode_limit_bytes`, or its file is larger "
+        "than a quarter of that; during ingest, the video needs more than `limits.memory_bytes`.",
         True,
     )
     SHARD_DAMAGED = (
@@ -92,8 +93,8 @@ class Reason(StrEnum):
     # At ingest, or when a face teacher is trained:
     NO_FACE = (
         "no_face",
-        "The face is visible in fewer of the frames than `face.share`; when a face teacher is "
-        "trained, no frame shows a face.",
+        "The face is visible in a smaller fraction of the frames than `face.share`; when a face "
+        "teacher is trained, no frame shows a face.",
     )
     # At ingest only:
     SMALL_FACE = (
@@ -111,7 +112,8 @@ class Reason(StrEnum):
     )
     DUPLICATE = (
         "duplicate",
-        "The output already holds this clip (`deduplicate`).",
+        "The output already holds the same clip or, with `deduplicate: perceptual`, one that "
+        "sounds alike.",
     )
     CHANGED = "changed", "The recording was replaced or removed during ingest."
     UNKNOWN_NAME = (

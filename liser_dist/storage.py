@@ -5,8 +5,9 @@ the environment or the instance role, under the names that every S3 tool reads
 (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`), never from a spec.
 
 Temporary S3 failures (no connection, a time-out, a busy server, a truncated body) are retried for
-about `patience_s`; every operation here may safely run twice. Permanent ones (no such file, access
-denied) raise at once. Every function that touches files raises StorageError if it fails.
+as long as the argument `patience_s` says; every operation here may safely run twice. Permanent ones
+(no such file, access denied) raise at once. Every function that touches files raises StorageError
+if it fails.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _explained(place: str, doing: str) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         remedy = (
-            f"check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or its role"
+            f"check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or the role of "
+            "that machine"
             if is_remote(place)
             else "check the folder's permissions"
         )
@@ -238,9 +240,9 @@ def read_bytes(place: str) -> bytes:
 
 def exists(place: str, patience_s: float = PATIENCE_S) -> bool:
     """Return whether there is a file or folder at the place."""
-    with _explained(place, "check"):
+    with _explained(place, "look up"):
         files, path = filesystem(place)
-        return bool(_with_retries(place, "check", patience_s, partial(files.exists, path)))
+        return bool(_with_retries(place, "look up", patience_s, partial(files.exists, path)))
 
 
 def write_bytes(place: str, content: bytes, patience_s: float = PATIENCE_S) -> None:
@@ -311,13 +313,13 @@ def _create(place: str, content: bytes) -> bool:
 
 def age_s(place: str) -> float:
     """Return the seconds since a file was written; on S3 by the clock of the server."""
-    with _explained(place, "check"):
+    with _explained(place, "look up"):
         files, path = filesystem(place)
         if not is_remote(place):
             return time.time() - Path(place).stat().st_mtime
         bucket, _, key = path.partition("/")
         head = partial(files.call_s3, "head_object", Bucket=bucket, Key=key)
-        answer = _with_retries(place, "check", PATIENCE_S, head)
+        answer = _with_retries(place, "look up", PATIENCE_S, head)
     now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
     return float((now - answer["LastModified"]).total_seconds())
 

@@ -1,4 +1,4 @@
-"""Classifies the errors of disks, networks and S3 servers, and retries the temporary ones."""
+"""Classifies the errors of disks, networks and S3 servers, and retries after temporary ones."""
 
 from __future__ import annotations
 
@@ -107,10 +107,13 @@ def remedy_for(error: Exception, remote: bool) -> str:
     """
     if "credential" in str(error).lower():
         return (
-            f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or give it a role"
+            f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on {gethostname()}, or give that "
+            "machine a role with access"
         )
     if "connect" in str(error).lower():
         return "check AWS_ENDPOINT_URL and the network"
     if remote and may_pass(error):
-        return "check the network and the server"
-    return "check the path, its bucket and the disk"
+        return "check the network and the S3 server"
+    if remote:
+        return "check the path and its bucket"
+    return "check the path and whether the disk is full or damaged"

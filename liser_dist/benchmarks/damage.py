@@ -1,4 +1,4 @@
-"""Damages good clips in seeded ways, and checks that a job rejects only the damaged ones.
+"""Damages good clips at random (seeded), and checks that a job rejects only the damaged ones.
 
 1. Copies of good clips, each damaged in one way, are mixed among the good ones and written as
    shards.

@@ -74,8 +74,9 @@ def measure_fault_tolerance(job: BenchmarkJob, folder: Path) -> bool:
         output.print(memory_table(memory))
         broken += [f"memory of {row.kind}" for row in memory if row.growth > MAX_MEMORY_GROWTH]
     output.print(
-        f"faults that could not be measured: {', '.join(failed) or 'none'}; faults after which a "
-        f"guarantee was broken: {', '.join(broken) or 'none'}"
+        f"measurements that failed: {', '.join(failed) or 'none'}; measurements that found lost or "
+        "repeated clips, processes left behind or growing memory: "
+        f"{', '.join(broken) or 'none'}"
     )
     return not (failed or broken)
 
@@ -87,7 +88,7 @@ def _listing_failures(name: str, failed: list[str]) -> Iterator[None]:
         yield
     except (RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
         failed.append(name)
-        logger.error("the job did not recover from the injected fault `%s`: %s", name, error)
+        logger.error("the measurement `%s` failed: %s; the next one follows", name, error)
 
 
 def inject_at_moments(job: BenchmarkJob, name: str, folder: Path) -> Iterator[FaultRow]:
@@ -102,7 +103,7 @@ def fault_table(rows: Sequence[FaultRow]) -> Table:
     """Return a table with a row for each injected fault."""
     table = Table(
         "fault", "injected at clip", "recovered in", "clips", "trained once", "lost",
-        "trained twice", "left behind", title="clips after each fault",
+        "trained twice", "processes left", title="clips after each fault",
     )  # fmt: skip
     for row in rows:
         table.add_row(
@@ -115,7 +116,9 @@ def fault_table(rows: Sequence[FaultRow]) -> Table:
 def memory_table(rows: Sequence[MemoryRow]) -> Table:
     """Return a table with a row for each process."""
     columns = ("process", "after 1,000 clips", "after 5,000", "growth")
-    table = Table(*columns, title="private memory, without mapped files and the object store")
+    table = Table(
+        *columns, title="private memory of each process, and the peak of the object store"
+    )
     for row in rows:
         sizes = (f"{size / 2**20:.0f} MiB" for size in (row.bytes_before, row.bytes_after))
         table.add_row(row.kind, *sizes, f"{row.growth:+.1%}")

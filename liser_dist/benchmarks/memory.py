@@ -37,7 +37,7 @@ SAMPLES, SAMPLE_EVERY_S = 5, 0.4
 # So many clips are left at the second mark that no stage has ended, however far ahead it is.
 CLIPS_LEFT = 3000
 _CLIP_LIMIT_S = 0.5
-OBJECT_STORE = "object store, at most"
+OBJECT_STORE = "object store, peak"
 # Process titles that Ray gives to a job's tasks and actors. Between two tasks a worker has none.
 READER = "MapBatches(_read)"
 TITLES: Mapping[str, str] = {
@@ -47,7 +47,7 @@ TITLES: Mapping[str, str] = {
     "train controller": "ray::TrainController",
     "dataset manager": "ray::DatasetManager",
     "split coordinator": "ray::SplitCoordinator",
-    "desk": "ray::RunCoordinator",
+    "run coordinator": "ray::RunCoordinator",
 }
 
 

@@ -1,12 +1,12 @@
-"""Simulates teachers on up to 64 GPUs, and measures whether the stream keeps them busy.
+"""Simulates teachers on up to 64 GPUs, and measures whether the pipeline keeps them busy.
 
-The schedule is real: Ray Data, the stages and actors of a job, and a logical GPU for each teacher.
+The scheduling is real: Ray Data, stages and actors of a job, and a logical GPU for each teacher.
 Two things are simulated: a teacher sleeps for as long as its computation would take, and the clips
 are small and ready-made, because decoders that could feed 64 GPUs do not fit on one machine.
 
-    python -m liser_dist.benchmarks.simulation SPEC.json GPU GPUS ROW.json
+This command measures one cluster; GPU is the type of its GPUs, GPUS their number:
 
-measures one cluster: GPU is the type of its GPUs, GPUS their number.
+    python -m liser_dist.benchmarks.simulation SPEC.json GPU GPUS ROW.json
 """
 
 from __future__ import annotations

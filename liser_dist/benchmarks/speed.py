@@ -1,9 +1,12 @@
-"""Compares the speed of a job with the limit of the machine and with a plain loop.
+"""Compares the speed of a job with the limit of the machine and with a plain Python loop.
+
+The plain loop does the same work without Ray (`baseline.py`).
 
 1. The CPU time that each stage needs for one clip, measured alone, gives the highest speed that
    this machine can reach.
 2. Each round times the plain loop, then the job on the same clips for three epochs with a target
-   store that starts empty, then both again on normalised shards, if there are any.
+   store that starts empty, then both again on shards with clips as ingest
+   writes them, small and without dependent frames, if there are any.
 3. In each round, the job's speed is divided by the limit from step 1 and by the plain loop's speed;
    the report holds the medians of these ratios over the rounds.
 """
@@ -239,7 +242,7 @@ def is_within_bound(name: str, value: float | None) -> bool:
 def ratio_table(ratios: Ratios) -> Table:
     """Return a table of the ratios and their bounds."""
     table = Table(
-        "ratio", "measured", "bound", "within",
+        "ratio", "measured", "bound", "within bound",
         title="speed of the job, relative to its limit and to a plain loop",
     )  # fmt: skip
     for name, value in ratios.model_dump().items():

@@ -33,8 +33,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "teaching": ("MapBatches(Teach)",),
     "training": ("ray::RayTrainWorker",),
     "reading": ("MapBatches(_read)",),
-    "keeping": ("ray::StretchWriter",),
-    "stream and control": (
+    "writing the target store": ("ray::StretchWriter",),
+    "data stream and control": (
         "ray::SplitCoordinator", "ray::DatasetManager", "ray::TrainController",
         "ray::RunCoordinator", "jobs/distill.py", "ray::PreemptionWatcher",
     ),

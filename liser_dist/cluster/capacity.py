@@ -144,8 +144,8 @@ def require_fit(resources: ResourcesSpec, workers: int, capacity: Capacity) -> N
             problems.append(str(error))
     if shortages:
         problems.append(
-            f"the job does not fit: {'; '.join(shortages)}; lower `resources` or `train.workers`, "
-            "or use more or larger nodes"
+            f"the job does not fit: {'; '.join(shortages)}; lower the numbers in `resources` "
+            "or `train.workers`, or use more or larger nodes"
         )
     if problems:
         raise CapacityError("\n".join(problems))
@@ -167,7 +167,7 @@ def _shortages(needs: Sequence[Need], capacity: Capacity) -> list[str]:
         if required <= available + _ROUNDING:
             continue
         shares = ", ".join(
-            f"{need.count} {need.stage} of {need.each[kind]:g}" for need in needs if need.each[kind]
+            f"{need.stage}: {need.count} x {need.each[kind]:g}" for need in needs if need.each[kind]
         )
         lacking = format_amount(required - available, kind)
         missing.append(

@@ -66,7 +66,7 @@ def read_cluster(path: str, field: str) -> Capacity:
         max_workers = int(content.get("max_workers", 2))  # 2 is Ray's own default
         node_types = _NODE_TYPES.validate_python(types)
     except StorageError as error:
-        raise CapacityError(f"`{field}` {path} cannot be read: {error}; check the path") from error
+        raise CapacityError(f"`{field}`: {error}") from error
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CapacityError(
             f"`{field}` {path} is not a cluster file for `ray up` ({type(error).__name__}: "

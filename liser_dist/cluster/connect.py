@@ -50,10 +50,10 @@ def find_cluster() -> Capacity:
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             cause = one_line(error)
             remedy = (
-                "start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
+                "start one with `ray start --head`, or set RAY_ADDRESS=local to run on this machine"
             )
             if "Version mismatch" in cause:
-                remedy = "install the same versions on this machine and on the cluster"
+                remedy = "install the same Ray and Python on this machine and on the cluster"
             raise CapacityError(
                 f"cannot connect to a Ray cluster at {address}: {cause}; {remedy}"
             ) from error

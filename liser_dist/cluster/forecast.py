@@ -22,7 +22,7 @@ from liser_dist.cluster.capacity import (
 )
 from liser_dist.config.base import Spec, Weight, first_mistake
 from liser_dist.config.resources import ResourcesSpec
-from liser_dist.errors import CapacityError, StorageError
+from liser_dist.errors import CapacityError, StorageError, one_line
 
 STREAM_BYTES_PER_S = 85e6  # of one stream from S3: an assumption, not a measurement
 
@@ -191,9 +191,13 @@ def read_costs(path: str) -> ClusterCosts:
     """
     try:
         return ClusterCosts.model_validate(yaml.safe_load(storage.read_bytes(path)))
-    except (StorageError, yaml.YAMLError) as error:
+    except StorageError as error:
+        raise CapacityError(f"`resources.costs`: {error}") from error
+    except yaml.YAMLError as error:
         raise CapacityError(
-            f"`resources.costs` {path} cannot be read: {error}; check the path"
+            f"`resources.costs` {path} is not valid YAML: {one_line(error)}; correct it"
         ) from error
     except ValidationError as error:
-        raise CapacityError(f"`resources.costs` {path}: {first_mistake(error)}") from error
+        raise CapacityError(
+            f"`resources.costs` {path}: {first_mistake(error)}; infra/costs.yaml is an example"
+        ) from error

@@ -1,4 +1,6 @@
-"""Exports metrics of a running job through Ray's Prometheus exporter, which prefixes `ray_`.
+"""Exports metrics of a running job through Ray's Prometheus exporter.
+
+The exporter puts `ray_` before each of these names:
 
 decode_clips_total{outcome}   clips that left a decoder: `decoded`, or the rejection reason
 decode_busy_seconds_total     seconds that decoders spent decoding

@@ -55,8 +55,8 @@ class DataSpec(Spec):
 class TargetsSpec(Spec):
     """The target store: a cache of the targets that teachers computed, shared by runs.
 
-    Targets are found by clip settings, teacher weights and label maps, so that a store may be
-    shared by jobs that differ in these.
+    Targets are filed under the clip settings, teacher weights and label maps that they depend on,
+    so that jobs that differ in these may share a store.
     """
 
     store: Annotated[PlaceOrOff, FieldMark.RESUMABLE] = Field(
@@ -107,7 +107,7 @@ class TrainSpec(Spec):
         1000,
         description=(
             "Largest number of times that each labelled clip is used. Later steps use no labelled "
-            "clips, because a long run would memorise a few labels."
+            "clips, because in a long run the student would memorise a small labelled set."
         ),
     )
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -148,9 +148,9 @@ class TrainSpec(Spec):
     )
     max_failures: Annotated[int, Field(ge=0), FieldMark.RESUMABLE] = Field(
         8,
-        description="Number of times that workers or nodes may be lost without a checkpoint with "
-        "more clips in between; after that the job fails. Nodes that a cloud provider announced it "
-        "would take away do not count.",
+        description="Number of times in a row that workers or nodes may be lost before a "
+        "checkpoint with new clips is saved; after one more loss the job fails. Nodes whose "
+        "removal the cloud provider announced do not count.",
     )
     resize_every_s: Annotated[float, Field(gt=0), FieldMark.RESUMABLE] = Field(
         60.0,
@@ -165,9 +165,9 @@ class TrainSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """The rejected clips and skipped steps that a job accepts.
+    """How many rejected clips and skipped steps a job accepts.
 
-    More means that the data as a whole, or the training, is broken.
+    With more it fails, because the data as a whole, or the training, is probably broken.
     """
 
     max_rejected_share: Share = Field(
@@ -175,7 +175,8 @@ class BudgetSpec(Spec):
     )
     after_clips: Count = Field(
         200,
-        description="Number of clips before the fraction is checked. It is checked at the end too.",
+        description="Number of clips after which `budget.max_rejected_share` is first checked. It "
+        "is always checked at the end.",
     )
     max_rejected_in_a_row: Count = Field(
         100,
@@ -321,8 +322,8 @@ class DistillSpec(Spec):
         if least < most and train.checkpoint_every_s > train.resize_every_s:
             raise ValueError(
                 f"`train.checkpoint_every_s` {train.checkpoint_every_s:g} exceeds "
-                f"`train.resize_every_s` {train.resize_every_s:g} in an elastic job, whose "
-                "workers may be replaced that often: lower `train.checkpoint_every_s`, or raise "
+                f"`train.resize_every_s` {train.resize_every_s:g}, but an elastic job saves a "
+                "checkpoint before each resize: lower `train.checkpoint_every_s`, or raise "
                 "`train.resize_every_s`"
             )
 

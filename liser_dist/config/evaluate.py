@@ -78,8 +78,8 @@ class EvaluateSpec(Spec):
     data: LabelledSpec
     clip: ClipSpec | None = Field(
         None,
-        description="How clips are decoded. null: as for the run of the student that is scored; "
-        "for other models, the defaults.",
+        description="How clips are decoded. null: as in the run that trained the student; the "
+        "defaults for any other kind of model.",
     )
     model: TeacherSpec = Field(
         description="The model that is scored: `kind: student` with a checkpoint, or any other "
@@ -88,8 +88,9 @@ class EvaluateSpec(Spec):
     batch_size: Count = Field(32, description="Number of clips per forward pass of the model.")
     folds: Folds | None = Field(
         None,
-        description="Also score each fold of speakers: `ravdess` or `cremad`, or a YAML file with "
-        "the speakers of each fold. null: no scores by fold.",
+        description="Also score each fold of speakers: `ravdess` or `cremad` for the folds that "
+        "are customary for that corpus, or a YAML file with the speakers of each fold. null: no "
+        "scores by fold.",
     )
     resamples: Count = Field(
         2000, description="Number of resamples of the speakers for the confidence intervals."

@@ -21,7 +21,8 @@ class ExportDataSpec(Spec):
     )
     labelled: Place | None = Field(
         None,
-        description="Labelled shards on which both models are scored. null: the run's test shards.",
+        description="Labelled shards on which the float32 and the int8 model are scored. null: the "
+        "run's test shards.",
     )
 
 

@@ -24,13 +24,15 @@ class CutSpec(Spec):
     """Where a video is cut into clips: a clip is a stretch of speech without a change of shot."""
 
     min_s: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="Shorter pieces are rejected (`too_short`), in seconds."
+        2.0, description="Minimum length of a clip, in seconds; less is rejected (`too_short`)."
     )
     max_s: Annotated[float, Field(gt=0, le=60)] = Field(
-        10.0, description="Longer pieces are divided evenly, in seconds."
+        10.0,
+        description="Maximum length of a clip, in seconds. Longer speech is divided evenly.",
     )
     pause_s: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="A longer pause between words ends a clip, in seconds."
+        0.5,
+        description="Longest pause between words of one clip, in seconds. A longer pause ends it.",
     )
     margin_s: Annotated[float, Field(ge=0)] = Field(
         0.1, description="Time that is kept before and after the speech, in seconds."
@@ -52,7 +54,7 @@ class CutSpec(Spec):
 
 
 class FaceSpec(Spec):
-    """Which clips are accepted for the faces in them. The others are rejected."""
+    """What the faces in a clip must be like. Other clips are rejected."""
 
     detector: FaceDetector = Field(
         "haar",
@@ -65,8 +67,8 @@ class FaceSpec(Spec):
     )
     least_px: Count = Field(
         48,
-        description="A clip whose face is smaller is rejected (`small_face`): its width, in pixels "
-        "of a picture that is 480 pixels high.",
+        description="Minimum width of the face, in pixels of a picture that is 480 pixels high. A "
+        "clip with a smaller face is rejected (`small_face`).",
     )
     alone: bool = Field(
         True,
@@ -98,10 +100,14 @@ class LimitsSpec(Spec):
     """The time and the memory that one video may take before it is rejected."""
 
     seconds: Annotated[float, Field(gt=0)] = Field(
-        4 * 3600.0, description="Longest time to process one video, in seconds (`timeout`)."
+        4 * 3600.0,
+        description="Longest time to process one video, in seconds. A video that takes longer is "
+        "rejected (`timeout`).",
     )
     memory_bytes: Annotated[int, Field(ge=512 * 2**20)] = Field(
-        3 * 2**30, description="Memory that the process may use, in bytes (`too_large`)."
+        3 * 2**30,
+        description="Memory that processing one video may use, in bytes. A video that needs more "
+        "is rejected (`too_large`).",
     )
 
 
@@ -143,8 +149,8 @@ class IngestSpec(Spec):
         "files in it are read too."
     )
     output: Place = Field(
-        description="Folder or s3:// prefix of the shards. It must not be inside `source`. What is "
-        "already there is not processed again."
+        description="Folder or s3:// prefix of the shards. It must not be inside `source`. Videos "
+        "that are already in it are not processed again, unless they have changed."
     )
     cut: CutSpec = CutSpec()
     face: FaceSpec = FaceSpec()

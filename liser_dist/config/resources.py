@@ -1,4 +1,4 @@
-"""The resources of a job: how many decoders and teachers run, on what, and where."""
+"""The resources of a job: how many decoders and teachers run, and on which nodes."""
 
 from __future__ import annotations
 

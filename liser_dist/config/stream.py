@@ -28,31 +28,32 @@ class ClipSpec(Spec):
     )
     window_s: Annotated[float, Field(gt=0.1, le=60)] = Field(
         3.0,
-        description="Length of the window that is used of a clip, in seconds. A shorter clip is "
-        "padded; a longer one has several windows.",
+        description="Length of a window, the part of a clip that is used at a time, in seconds. A "
+        "shorter clip is padded; a longer one has several windows.",
     )
     windows: Literal["random", "even"] = Field(
         "random",
-        description="Where the windows of a longer clip are: drawn anew for each epoch, or evenly "
-        "spaced over the epochs.",
+        description="Where the windows of a clip longer than `clip.window_s` are. `random`: drawn "
+        "anew for each epoch. `even`: evenly spaced over the epochs.",
     )
     min_duration_s: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="Shorter clips are rejected (`too_short`), in seconds."
+        0.5, description="Minimum length of a clip, in seconds; less is rejected (`too_short`)."
     )
     min_speech_s: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="Clips with less speech are rejected (`no_speech`), in seconds of the complete "
-        "clip as measured by silero-vad. 0: speech is not measured.",
+        description="Minimum speech in the complete clip, in seconds, as measured by silero-vad. A "
+        "clip with less is rejected (`no_speech`). 0: speech is not measured.",
     )
     faces: Count = Field(
         8,
-        description="Number of frames in which a face is detected, evenly spaced in the window.",
+        description="Number of frames in which a face is looked for, evenly spaced in the window.",
     )
     frames: Literal["uniform", "keyframes"] = Field(
         "uniform",
         description=(
-            "`uniform` decodes exactly these frames; `keyframes` decodes the key frame nearest to "
-            "each, which is far cheaper, but web video has a key frame only every few seconds."
+            "Which frames are decoded. `uniform`: exactly the evenly spaced ones. `keyframes`: the "
+            "key frame nearest to each, which is far cheaper, but web video has a key frame only "
+            "every few seconds."
         ),
     )
     face_px: Annotated[int, Field(ge=16, le=512)] = Field(
@@ -64,7 +65,9 @@ class ClipSpec(Spec):
         "the path of a YuNet .onnx file.",
     )
     decode_limit_s: Annotated[float, Field(gt=0)] = Field(
-        20.0, description="A clip that takes longer to decode is rejected (`timeout`), in seconds."
+        20.0,
+        description="Longest time to decode a clip, in seconds. A clip that takes longer is "
+        "rejected (`timeout`).",
     )
     decode_limit_bytes: Annotated[int, Field(ge=256 * 2**20)] = Field(
         2 * 2**30,

@@ -55,7 +55,7 @@ class CnnStudent(Inputs):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Fraction of activations that are set to 0 in training."
     )
-    mels: Count = Field(40, description="Number of mel bands of its input.")
+    mels: Count = Field(40, description="Number of mel bands of the student's input.")
 
 
 class ResLstmStudent(Inputs):
@@ -69,7 +69,7 @@ class ResLstmStudent(Inputs):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Fraction of activations that are set to 0 in training."
     )
-    mels: Count = Field(40, description="Number of mel bands of its input.")
+    mels: Count = Field(40, description="Number of mel bands of the student's input.")
 
 
 class CountingStudent(Spec):
@@ -78,7 +78,7 @@ class CountingStudent(Spec):
     answers: ClassVar[bool] = False
     quantisation: ClassVar[Quantisation | None] = None
     kind: Literal["counting"] = Field("counting", description="Selects this kind of student.")
-    mels: Count = Field(40, description="Number of mel bands of its input.")
+    mels: Count = Field(40, description="Number of mel bands of the student's input.")
     infinite_steps: tuple[int, ...] = Field(
         (), description="Steps, counted from 0, whose gradient is infinite."
     )
@@ -151,8 +151,8 @@ class LossSpec(Spec):
     )
     min_confidence: Share = Field(
         0.0,
-        description="Clips on which no teacher gives any emotion this probability are left out of "
-        "the KL terms. 0: none are.",
+        description="Clips for which no teacher gives any emotion at least this probability are "
+        "left out of the KL terms. 0: no clip is left out.",
     )
     agreement: Weight = Field(
         0.0,
@@ -220,8 +220,8 @@ class AugmentSpec(Spec):
     )
     noise_db: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="White noise is added at this signal-to-noise ratio, or up to 20 dB above it, "
-        "in dB.",
+        description="White noise is added at a signal-to-noise ratio drawn between this value and "
+        "20 dB above it, in dB. 0: no noise.",
     )
     speed: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0,
@@ -230,13 +230,13 @@ class AugmentSpec(Spec):
     )
     reverberation_s: Annotated[float, Field(ge=0, le=5)] = Field(
         0.0,
-        description="Reverberation of a room is added, with a decay time (60 dB) of up to this, in "
+        description="Longest decay time (by 60 dB) of the room reverberation that is added, in "
         "seconds.",
     )
     time_mask_s: Annotated[float, Field(ge=0)] = Field(
         0.3,
-        description="Two spans of up to this length are masked in the log-mel spectrogram "
-        "(SpecAugment), in seconds.",
+        description="Longest duration of each of the two time spans that are masked in the log-mel "
+        "spectrogram (SpecAugment), in seconds.",
     )
     frequency_mask: Share = Field(
         0.15, description="Two bands of up to this fraction of the mels are masked (SpecAugment)."

@@ -53,11 +53,11 @@ class AxesSpec(Spec):
     folds: Folds | None = Field(
         None,
         description="Folds of the speakers of `data.labelled`, each the test set in turn: "
-        "`ravdess` or `cremad`, or a YAML file with the speakers of each fold. null: the test set "
-        "is `data.test`.",
+        "`ravdess` or `cremad` for the folds that are customary for that corpus, or a YAML file "
+        "with the speakers of each fold. null: the test set is `data.test`.",
     )
     cell_cpus: Annotated[float, Field(gt=0), FieldMark.RESUMABLE] = Field(
-        1.0, description="CPUs that each cell reserves."
+        1.0, description="CPUs for each cell of the study: one label share, seed and fold."
     )
     resamples: Annotated[Count, FieldMark.RESUMABLE] = Field(
         2000,

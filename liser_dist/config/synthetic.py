@@ -22,7 +22,8 @@ class SyntheticSpec(Spec):
 
     place: RawPlace = Field(
         "~/.cache/liser_dist/synthetic",
-        description="Folder of the corpora and backbones. Every node must be able to read it.",
+        description="Folder in which synthetic corpora and their teachers' backbones are generated "
+        "and kept. Every node must be able to read it.",
     )
     seed: int | None = Field(None, description="Seed of the corpus. null: the job's own `seed`.")
     labelled_per_emotion: Count = Field(2, description="Number of labelled clips for each emotion.")

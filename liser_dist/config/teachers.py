@@ -108,7 +108,7 @@ class BackboneTeacher(_Teacher):
     """A Hugging Face model without its head. It gives embeddings alone; heads are fitted on them.
 
     wav2vec 2.0, HuBERT, WavLM, Whisper and similar models give the mean over time of each layer,
-    one after the other. Other models give the input of their classifier's last linear layer.
+    concatenated. Other models give the input of their classifier's last linear layer.
     """
 
     kind: Literal["backbone"] = Field("backbone", description="Selects this kind of teacher.")

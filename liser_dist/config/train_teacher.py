@@ -39,8 +39,8 @@ class TuneSpec(Spec):
 
     layers: Literal["none", "all"] | Count = Field(
         "none",
-        description="Which layers of the backbone are tuned: `none`, `all`, or a number, for the "
-        "last layers.",
+        description="Which layers of the backbone are tuned: `none`, `all`, or how many of the "
+        "last ones.",
     )
     epochs: Count = Field(20, description="Maximum number of epochs of tuning.")
     patience: Count = Field(
@@ -53,7 +53,7 @@ class TuneSpec(Spec):
 
 
 class TrainTeacherSpec(Spec):
-    """A teacher: a head on a learned weighting of a backbone's layers, and the backbone tuned."""
+    """The training of a teacher: a head on a weighting of a backbone's layers, then fine-tuning."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
         "teacher", description="Name of the job. Its runs are `output`/`name`/001, 002 and so on."

@@ -102,7 +102,7 @@ class ClipDecoder:
             return _Task(sample, start_share, _rejected(sample, sample.reason, sample.detail))
         if _FILE_COPIES * len(sample.video) > self._spec.decode_limit_bytes:
             # The child would die while it receives the file.
-            size = f"a file of {len(sample.video):,} bytes"
+            size = f"the file has {len(sample.video):,} bytes; `clip.decode_limit_bytes` is too low"
             return _Task(sample, start_share, _rejected(sample, Reason.TOO_LARGE, size))
         return _Task(sample, start_share, self._call(sample, start_share))
 

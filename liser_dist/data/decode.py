@@ -3,8 +3,11 @@
 A damaged file can crash Decord, and with it the process that decodes; `clip_decoder` therefore runs
 `decode_clip` in a child process.
 
+Decoding has four steps, which read:
+
 1. the container's header (PyAV): streams, when each starts, and how long it should be
-2. the sound and the times of all frames (Decord); if they end early, the file is truncated
+2. the sound and the times of all frames (Decord); a file in which they end early is
+   rejected as truncated
 3. one window, at the same times in sound and video, that ends before either of them does
 4. the window's sound and a few of its frames, which are cropped to one face
 """

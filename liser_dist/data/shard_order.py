@@ -1,4 +1,4 @@
-"""Orders the clips of a run: the shards of each epoch, and the shards that are read in turn.
+"""Determines the order of the clips of a run: in which groups shards are read, and how mixed.
 
 The clips of a shard often come from one film. Each epoch therefore puts the shards into groups, in
 an order drawn from seed and epoch. The shards of a group are read in turn, one clip from each at a

@@ -1,9 +1,10 @@
 """Reads and writes shards of clips.
 
 A shard is a WebDataset tar with `KEY.mp4` and `KEY.json` for each clip. A run's work is a list of
-`ShardVisit`s, one for each shard and epoch. `read_samples` opens one and yields its samples except
-those that the ledger records as done, so that these are not decoded. A damaged shard yields the
-clips before the damage, then one rejected sample.
+`ShardVisit`s, one for each shard and epoch. `read_samples` reads the shard of one visit and yields
+its samples, except those that the run has already trained on or rejected, as its ledger records
+(`runs/ledger.py`): these are not decoded again. A damaged shard yields the clips before the damage,
+then one rejected sample.
 """
 
 from __future__ import annotations

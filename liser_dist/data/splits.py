@@ -98,7 +98,7 @@ def split_by_fold(
             tested = [clip for clip in pool if fold_of[clip.speaker] == fold]
         require_disjoint_speakers({"labelled": train, "test": tested})
         if not (train and tested):
-            raise SpecError("`folds` puts all speakers in one fold: give at least two folds")
+            raise SpecError("`study.folds` puts all speakers in one fold: give at least two folds")
         splits[fold] = train, tested
     return splits
 

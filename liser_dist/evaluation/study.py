@@ -1,12 +1,14 @@
-"""Runs a study: every method on every label share, fold and seed.
+"""Runs a study, which shows how far a student gets with few labels.
+
+A method is what a student learns from: labels alone, one teacher, or both.
 
 1. the labels are checked and split                     study_splits.py
 2. the backbones compute embeddings of all clips once   pipeline/fill_store.py
 3. the cells run as Ray tasks                           study_cell.py
 4. tables, intervals and a chart are written            study_report.py
 
-A cell is one label share, fold and seed. Each finished cell stores its predictions in the run's
-folder; a study that is resumed runs only the other cells.
+A cell is one label share, fold and seed, with a student for each method. Each finished cell stores
+its predictions in the run's folder; a study that is resumed runs only the cells that have none.
 """
 
 from __future__ import annotations
@@ -92,8 +94,8 @@ def require_cell_fits(spec: StudySpec, capacity: Capacity) -> None:
     most = max(node.amounts.get("CPU", 0.0) for node in room.nodes)
     if spec.study.cell_cpus > most:
         raise CapacityError(
-            f"`study.cell_cpus` is {spec.study.cell_cpus:g}, but no node has more than {most:g} "
-            "CPUs: lower `study.cell_cpus`"
+            f"`study.cell_cpus` is {spec.study.cell_cpus:g}, but no node of {room.where} has "
+            f"more than {most:g} CPUs: lower `study.cell_cpus`"
         )
 
 
@@ -108,8 +110,9 @@ def require_same_targets(store: str, run_place: str) -> None:
         storage.write_bytes(file, now.encode())
     if (before := storage.read_bytes(file).decode()) != now:
         raise CheckpointError(
-            f"the study {run_place} was started with other backbone weights (digest of the target "
-            f"settings: {before} then, {now} now): restore those weights, or give another `name`"
+            f"the study {run_place} was started with other backbones, or other settings of them "
+            f"(fingerprint in the target store: {before} then, {now} now): restore those, or give "
+            "another `name`"
         )
 
 

@@ -1,7 +1,7 @@
 """Runs one cell of a study: a draw of labels, a head for each teacher, a student for each method.
 
-1. each teacher's head is fitted on the labels drawn for the cell, on the teacher's embeddings in
-   the target store (`targets.store`)
+1. each teacher's head is fitted to the labels drawn for the cell, on embeddings that the teacher's
+   backbone gave for the target store (`targets.store`)
 2. the students are trained side by side on the same batches of unlabelled clips
 3. students and teachers predict the test clips
 
@@ -246,7 +246,9 @@ def train_methods(
         learner.learn(batch, step / total)
     if learner.skipped:
         logger.warning(
-            "%d of %d steps were skipped, because their gradients were not finite",
+            "study cell %s: %d of %d training steps changed no weights, because the gradient was "
+            "NaN or infinite; lower `train.learning_rates`",
+            cell.name,
             learner.skipped,
             total,
         )

@@ -233,7 +233,7 @@ def _format_summary(summary: MethodSummary) -> str:
     if not summary.one_emotion:
         return text
     cells = "1 cell" if summary.one_emotion == 1 else f"{summary.one_emotion} cells"
-    return f"{text}, only one emotion in {cells}"
+    return f"{text}, predicts only one emotion in {cells}"
 
 
 def gain_table(gains: Iterable[Gain]) -> Table:

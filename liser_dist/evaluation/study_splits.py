@@ -1,7 +1,7 @@
 """Splits the labelled clips of a study into what each cell may learn from and what it is tested on.
 
-`check_labels` finds mistakes in the labels before any embedding is computed; `draw_splits` finds
-emotions without embeddings afterwards.
+`check_labels` finds mistakes in the labels before any embedding is computed. Once they are
+computed, `draw_splits` finds emotions of which no clip has embeddings from both backbones.
 """
 
 from __future__ import annotations
@@ -142,5 +142,5 @@ def _require_embeddings(
     raise SpecError(
         f"`data.labelled`: {without[name]} of {len(train)} clips {lacking}, and a study learns "
         "only from clips with both audio and a face; no such clip is labelled "
-        f"{' or '.join(missing)}: {remedy}, or change `emotions`"
+        f"{' or '.join(missing)}: {remedy}, or remove the emotion from `emotions`"
     )

@@ -90,8 +90,10 @@ def _measure(
         try:
             load_s, times_s, memory_bytes = process.submit(_time_windows, load, clips).result()
         except BrokenProcessPool as error:
-            text = "the measuring process was killed, probably because it ran out of memory"
-            raise TeacherError(text) from error
+            raise TeacherError(
+                "the process that measures the speed of a model was killed, probably because it "
+                "ran out of memory: export on a machine with more of it"
+            ) from error
     enough = len(times_s) >= _MIN_WINDOWS_FOR_P99
     return Footprint(
         size_bytes=size_bytes,

@@ -4,7 +4,7 @@
     model.safetensors  config.json    the torch weights, and the student's settings
     predict.py  requirements.txt      any audio or video file -> emotions over time
     README.md                         a model card
-    export.json                       parity, sizes, speed, scores; written last
+    export.json                       differences from torch, sizes, speed, scores; written last
 
 1. `plan_export`   resolves checkpoint, student and clips, and reports user errors
 2. `run_export`    writes the models, measures them, and uploads the folder
@@ -208,7 +208,7 @@ def write_models(plan: ExportPlan, clips: Sequence[Clip], folder: Path) -> int:
     Returns:
         Size of the front end in bytes, which is part of both models.
     """
-    logger.info("writing the student as ONNX, calibrated on %d clips", len(clips))
+    logger.info("writing the student as ONNX, float32 and int8, with %d clips to try", len(clips))
     student, run_spec = plan.student, plan.run_spec
     front, net = write_front(student), write_net(student)
     method = run_spec.student.quantisation
@@ -255,7 +255,8 @@ def measure_export(
     """Compare, score and time the models in a folder that `write_models` wrote."""
     run_spec = plan.run_spec
     models = ExportedStudent(folder), ExportedStudent(folder, int8=True)
-    logger.info("comparing ONNX with torch%s", ", and scoring both" * ("labelled" in plan.shards))
+    scoring = ", and scoring both on labelled clips" * ("labelled" in plan.shards)
+    logger.info("comparing model.onnx and model.int8.onnx with torch%s", scoring)
     segments = list(join_segments(clips, plan.spec.clips, run_spec.clip.sample_rate_hz))
     parity, int8_parity = compare_outputs(plan.student, models, segments)
     scored = read_scored_clips(plan.shards.get("labelled", ()), run_spec.emotions, run_spec.clip)
@@ -263,8 +264,8 @@ def measure_export(
     if scores and int8_scores and scores.uar - int8_scores.uar > MAX_INT8_LOSS:
         loss = 100 * (scores.uar - int8_scores.uar)
         logger.warning(
-            "model.int8.onnx loses %.1f points of UAR: calibrate on more clips (`clips`), or use "
-            "model.onnx",
+            "the UAR of model.int8.onnx is %.1f points below that of model.onnx: raise `clips` to "
+            "calibrate it on more of them, or use model.onnx",
             loss,
         )
     logger.info("measuring size, speed and memory")

@@ -67,8 +67,8 @@ def _describe_training(student: str) -> str:
         return "It was trained on labels alone, as a baseline."
     if student in ("swapped_faces", "shuffled_targets"):
         return (
-            "It is a control, trained on teacher targets of other clips: do not use it for "
-            "anything else."
+            "It is a negative control, trained on teacher targets of other clips: do not use its "
+            "predictions."
         )
     return (
         "It was distilled from teachers on unlabelled video, following LiSER "

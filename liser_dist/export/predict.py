@@ -181,7 +181,9 @@ def split_windows(
     for chunk in audio:
         if not np.isfinite(chunk).all():
             at = (start + len(buffer)) / rate_hz
-            raise InputError(f"the audio has NaN or infinite samples in the chunk at {at:.1f} s")
+            raise InputError(
+                f"the audio has NaN or infinite samples after {at:.1f} s: encode the file again"
+            )
         buffer = np.concatenate([buffer, np.clip(chunk, -1, 1)])
         while len(buffer) >= window:
             yield start, buffer[:window]
@@ -243,7 +245,8 @@ def _read_stream(media: Any, audio: Any, rate_hz: int) -> Iterator[_Floats]:
         yield chunk.to_ndarray()[0]
     declared_s = float((audio.duration or 0) * (audio.time_base or 0))
     if declared_s - decoded_s > _MISSING_S:
-        _log.warning("%s: the audio ends at %.1f s of %.1f s; the file is damaged or truncated",
+        _log.warning("%s: the audio, and so the predictions, end at %.1f s of %.1f s; the file is "
+                     "damaged or truncated",
                      media.name, decoded_s, declared_s)  # fmt: skip
 
 

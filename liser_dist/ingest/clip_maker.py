@@ -212,7 +212,7 @@ def _read_excerpt(
         times_s = np.arange(start_s, end_s, 1 / frames_per_s).tolist()
         frames = [np.zeros((normalise.px, normalise.px, 3), np.uint8)] * len(times_s)
     if not frames:
-        raise SampleError(Reason.NO_VIDEO, "the piece contains no frame")
+        raise SampleError(Reason.NO_VIDEO, "this part of the recording has no video frame")
     if len({frame.shape for frame in frames}) > 1:
         raise SampleError(Reason.UNREADABLE, "the frame size changes within the clip")
     sound = join_sound(sounds, times_s[0], end_s)

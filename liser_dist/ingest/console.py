@@ -41,9 +41,10 @@ def show_ingest(job: IngestPlan, groups: Iterable[RecordingGroup]) -> None:
 
 
 def _group_line(group: RecordingGroup, done: int, total: int) -> str:
-    """Return a line such as `3/12 recordings · 41 new clips · 8 rejected`."""
+    """Return a line such as `3/12 recordings · 41 new clips · 8 pieces rejected`."""
     clips = _count(group.clips, "new clip")
-    return f"{done}/{_count(total, 'recording')} · {clips} · {len(group.refused)} rejected"
+    rejected = f"{_count(len(group.refused), 'piece')} rejected"
+    return f"{done}/{_count(total, 'recording')} · {clips} · {rejected}"
 
 
 def _count(number: int, noun: str) -> str:

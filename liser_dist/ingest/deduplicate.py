@@ -1,7 +1,8 @@
-"""Finds clips that an output already holds, by their digest or by what they sound like.
+"""Finds clips that the output folder already holds, by their digest or by what they sound like.
 
 All ingest workers ask one `ClipRegistry` before they write clips. `audio_fingerprint` gives similar
-fingerprints to recordings of the same words that differ in codec, loudness or edges.
+fingerprints to copies of one recording that differ in codec or loudness, or slightly in where they
+begin and end.
 """
 
 from __future__ import annotations

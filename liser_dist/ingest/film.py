@@ -1,8 +1,8 @@
-"""Reads the sound and the pictures of a media file of any length, on one clock.
+"""Reads the sound and the pictures of a media file of any length, on one time line.
 
 Only a short part of the file is in memory at a time. Seconds count from where the file begins,
-whichever stream comes first. The container's presentation times are used, so edit lists, late
-starts and gaps keep sound and pictures in step.
+whichever stream comes first. The container's presentation times are used, so that
+sound and pictures stay in step despite edit lists, late starts and gaps.
 """
 
 from __future__ import annotations

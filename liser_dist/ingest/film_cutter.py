@@ -55,7 +55,7 @@ class FilmCutter:
                     detail = f"processing took longer than limits.seconds {limit_s:g}"
                     return _rejected(recording, Reason.TIMEOUT, detail)
                 case TimedOut():
-                    lost_by = "the child process did not start"
+                    lost_by = "the process that cuts recordings did not start; the file may be good"
                 case Interrupted(reason):
                     lost_by = reason
         return _rejected(recording, Reason.CRASHED, lost_by)

@@ -1,10 +1,11 @@
 """Turns raw video into clip shards with a pool of Ray Data actors.
 
-1. recordings that no manifest names, in groups                     sources, manifest
-2. each group on one worker: its child process cuts the clips       film_cutter, film_to_clips
-3. clips that are not duplicates of another group's go into shards; then the driver
-   commits the group to the manifest                                deduplicate, manifest
-4. at the end, the index of all shards                              manifest
+1. recordings that the manifest, the record of what is done, lacks
+   are put into groups                                               sources, manifest
+2. a worker takes each group; its child process cuts the clips       film_cutter, film_to_clips
+3. the worker writes clips that are not duplicates to shards; then
+   the driver adds the group to the manifest                         deduplicate, manifest
+4. at the end, the driver writes an index of all shards              manifest
 """
 
 from __future__ import annotations

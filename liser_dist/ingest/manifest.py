@@ -190,8 +190,8 @@ def warn_of_leftovers(output: str, groups: Groups) -> None:
     if leftovers:
         count = "1 shard is" if len(leftovers) == 1 else f"{len(leftovers)} shards are"
         logger.warning(
-            "%s listed in no manifest, probably left by a killed job (%s%s); not used, and may be "
-            "deleted",
+            "%s listed in no manifest, probably left by a killed job (%s%s): no job reads them, "
+            "and you may delete them",
             count, leftovers[0], ", ..." if len(leftovers) > 1 else "",
         )  # fmt: skip
 

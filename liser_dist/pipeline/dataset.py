@@ -1,9 +1,9 @@
 """Builds the stream of examples from shards, as one Ray Dataset over all epochs of a run.
 
-1. `_read`   a group of ShardVisits to Samples   tasks
-2. `Decode`  Sample to Clip                      CPU actors, each with a child process
-3. `Teach`   Clip to Example                     GPU actors, all teachers in each;
-                                                 a copy goes to the target store's writers
+1. `_read`   reads shards: each clip becomes a Sample      tasks
+2. `Decode`  decodes a Sample into a Clip                  CPU actors, each with a child process
+3. `Teach`   adds the teachers' targets: an Example        GPU actors, all teachers in each; a copy
+                                                           goes to the target store's writers
 
 No stage changes the number of rows: a rejected clip stays a row, empty except for its reason. Ray
 ends a pipeline's actors with each execution and would load the teachers again, which is why all

@@ -134,6 +134,7 @@ def _require_labels(
         if not of_set:
             folder = shards[name][0].place.rpartition("/")[0]
             raise SpecError(
-                f"`data.{name}` {folder} has no clip whose `emotion` in its JSON is one of the "
-                f"job's `emotions` {list(emotions)}: correct the labels, or leave the set out"
+                f"`data.{name}` {folder} has no usable clip whose `emotion` in its JSON is "
+                f"one of the job's `emotions` {list(emotions)}: correct the labels, or leave the "
+                "set out"
             )

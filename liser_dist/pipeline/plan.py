@@ -275,8 +275,8 @@ def describe_teachers(stream: StreamSpec) -> dict[str, TeacherFacts]:
         if facts.modality not in _MODALITIES[name]:
             model = getattr(teacher, "model", teacher.kind)
             raise TeacherError(
-                f"`teachers.{name}`: {model!r} is a model for {facts.modality}; give one for "
-                f"{_MODALITIES[name][0]}"
+                f"`teachers.{name}`: the input of {model!r} is {facts.modality}: give a model "
+                f"whose input is {' or '.join(_MODALITIES[name])}"
             )
         facts_of[name] = facts
     return facts_of

@@ -2,9 +2,10 @@
 
 A clip is streamed, that is, decoded from its shard and sent through the teachers, in the first
 epoch that needs it. The store keeps what the student needs of it, inputs and targets, in files of
-some hundred clips each, the parts; later epochs read these. The ledger and a listing of the store
-determine which shards are streamed and, after that, which parts are read and in which order.
-`StoreReader` reads one train worker's share of each step.
+up to 256 clips each, called parts; later epochs read these. The ledger, which records the clips
+that are trained or rejected, and a listing of the store determine which shards are streamed and,
+after that, which parts are read and in which order. `StoreReader` reads one train worker's share of
+each step.
 """
 
 from __future__ import annotations

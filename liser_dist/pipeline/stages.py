@@ -1,6 +1,7 @@
-"""Runs, as Ray Data actors, the two stages that a clip passes through: Sample -> Clip -> Example.
+"""Decodes clips and computes their targets: the stages of the pipeline that run as actors.
 
-`Decode` needs a CPU; `Teach` computes the targets and may need a GPU.
+`Decode` turns a Sample (a clip as it is in its shard) into a Clip, and needs a CPU. `Teach` turns a
+Clip into an Example (the student's input with the teachers' targets), and may need a GPU.
 """
 
 from __future__ import annotations

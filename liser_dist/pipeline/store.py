@@ -6,11 +6,11 @@
       SHARD/window-0-00000512-00000600-end.parquet     its last part
       SHARD/window-1-00000000-00000256-retry-9.parquet clips 0 and 3 are to be tried again
 
-A part holds a range of a shard's clips in one window: the stretch of time that is taken from each
-clip in the epochs of that number. It appears in the store complete or not at all. Its name states
-window and range, so two jobs may write the same part without harm. Rejected clips have rows, too:
-no clip of a part is missing. FINGERPRINT is a digest of settings.json, all settings on which
-targets depend.
+A part holds a range of a shard's clips in one window: a stretch of time that is taken from each
+clip. The epochs use windows 0, 1 and so on in turn. A part appears in the store complete or not at
+all. Its name states window and range, so two jobs may write the same part without harm. Rejected
+clips have rows, too: no clip of a part is missing. FINGERPRINT is a digest of settings.json, all
+settings on which targets depend.
 
 The store states facts about clips. A rejection for a reason that depends on the machine (a
 time-out, a crash, too little memory: `Reason.depends_on_machine`) is not such a fact: each run has
@@ -119,8 +119,8 @@ class BrokenPartError(Exception):
     def __init__(self, path: str, reason: str) -> None:
         """Name the part's file and what is wrong with it."""
         super().__init__(
-            f"`targets.store`: the file {path} cannot be used ({reason}); its targets are computed "
-            "again"
+            f"`targets.store`: the file {path} cannot be used ({reason}); the job computes its "
+            "targets again"
         )
 
 
@@ -190,9 +190,7 @@ class TargetStore:
         except _DamagedPartError as error:
             raise BrokenPartError(path, f"it is damaged: {error}") from error
         if settings != self.settings:
-            raise BrokenPartError(
-                path, ("it holds targets computed with other settings or teachers; remove it")
-            )
+            raise BrokenPartError(path, "it holds targets computed with other settings or teachers")
         rows = np.searchsorted(table["index"].to_numpy(), indices)
         table = table.take(rows.clip(max=max(0, len(table) - 1)))
         if table["index"].to_pylist() != list(indices):

@@ -1,8 +1,8 @@
-"""Writes the target store: rows from the teachers become parts of the store.
+"""Writes the target store: rows from the teacher actors become Parquet files, called parts.
 
-The teachers hand the rows of each stretch of a shard to the same writer actor, which writes the
-stretch as one part when it is complete. A part that the store does not take is given up after a
-while: its targets are computed again in a later epoch or run.
+All rows of a stretch, up to 256 successive clips of a shard, go to the same writer actor, which
+writes the stretch as one part when it is complete. If a part cannot be written for a while, the
+writer gives it up, and its targets are computed again in a later epoch or run.
 """
 
 from __future__ import annotations

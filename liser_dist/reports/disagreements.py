@@ -63,7 +63,9 @@ def show_disagreements(run: RunData, count: int) -> list[DisagreementView]:
             clips[clip.shard, clip.index] = clip
     except LiserError as error:
         logger.warning(
-            "decoding failed: %s; the report shows the remaining disagreements without video", error
+            "decoding the clips on which the teachers disagree failed: %s; the report shows the "
+            "remaining ones without video",
+            error,
         )
     student = _load_student_model(run) if clips else None
     rate_hz = run.spec.clip.sample_rate_hz
@@ -114,8 +116,8 @@ def _load_student_model(run: RunData) -> StudentModel | None:
         return StudentModel(spec, run.spec.clip.sample_rate_hz)
     except LiserError as error:
         logger.warning(
-            "the student cannot be loaded: %s; the report omits the student's predictions on "
-            "disagreements",
+            "the student cannot be loaded: %s; the report omits the student's predictions for "
+            "clips on which the teachers disagree",
             error,
         )
         return None

@@ -135,8 +135,8 @@ def view_study(place: str) -> TablesPage:
     result = read_record(storage.join(place, RESULT), study_report.StudyResult)
     return TablesPage(
         title=f"{result.name}: study",
-        about=f"{result.cells} cells, {result.test_speakers} held-out test speakers, "
-        f"{format_duration(result.seconds)}; {result.corpus} corpus",
+        about=f"{result.cells} cells (label share, fold and seed), {result.test_speakers} "
+        f"held-out test speakers, {format_duration(result.seconds)}; {result.corpus} corpus",
         tables=_view_tables(
             [study_report.uar_table(result), study_report.gain_table(result.gains)]
         ),

@@ -129,7 +129,7 @@ def _tiles(run: RunData) -> dict[str, str]:
         tiles["student UAR"] = format_percent(result.student.uar)
         if result.label_only is not None and result.label_only.uar is not None:
             gain = result.student.uar - result.label_only.uar
-            tiles["UAR points over labels only"] = f"{100 * gain:+.1f}"
+            tiles["gain over labels only, points of UAR"] = f"{100 * gain:+.1f}"
     if result is not None:
         tiles["parameters"] = f"{result.student.params:,}"
     tiles["clips trained"] = f"{run.ledger.trained:,}"

@@ -24,7 +24,7 @@ def warn_left_out(field: str, emotions: Mapping[str, int]) -> list[str]:
     counts = ", ".join(f"{emotion} {count}" for emotion, count in emotions.items())
     total = sum(emotions.values())
     clips = "1 clip" if total == 1 else f"{total} clips"
-    return [f"{field}: {clips} left out, because their emotion is not in `emotions`: {counts}"]
+    return [f"{field}: {clips} with an emotion that is not in `emotions` left out: {counts}"]
 
 
 def warn_few_steps(steps: int, batch_size: int, validate_every: int | None) -> list[str]:
@@ -103,8 +103,8 @@ def warn_chance(
         return []
     return [
         f"{model} is not shown to be better than chance: its UAR on the {clips} is "
-        f"{100 * uar:.1f} % [{100 * low:.1f}, {100 * high:.1f}], and guessing among {emotions} "
-        f"emotions gives {100 * chance:.1f} %"
+        f"{100 * uar:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), and guessing "
+        f"among {emotions} emotions gives {100 * chance:.1f} %"
     ]
 
 
@@ -121,5 +121,5 @@ def warn_not_calibrated(fitted: float, before: float, after: float) -> list[str]
     return [
         f"the teacher is not calibrated: the fitted temperature {fitted:.2f} would raise the "
         f"expected calibration error of the validation clips from {100 * before:.1f} % to "
-        f"{100 * after:.1f} %, so it stays at 1"
+        f"{100 * after:.1f} %, so the temperature stays at 1"
     ]

@@ -3,10 +3,11 @@
 The marker of a checkpoint holds the digests of its other files. It is written last: a folder
 without it is not a checkpoint.
 
-Each start of a run's train workers is an attempt, and attempts are numbered in order. A first
-worker that a network failure cut off from the cluster may still write to the run's folder after its
-successor has started. The names of checkpoints therefore hold the number of the attempt, a
-checkpoint of a later attempt counts as newer, and no attempt removes checkpoints of a later one.
+Each start of a run's train workers is an attempt, and attempts are numbered in order. The worker
+with rank 0 writes the checkpoints. If a network failure cuts it off from the cluster, it may still
+write to the run's folder after its successor has started. The names of checkpoints therefore hold
+the number of the attempt, a checkpoint of a later attempt counts as newer, and no attempt removes
+checkpoints of a later one.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def _read(path: str, name: str) -> bytes:
         return storage.read_bytes(storage.join(path, name))
     except MissingError as error:
         raise CheckpointError(
-            f"no checkpoint at {path}: {error}; give a folder runs/NAME/N/checkpoints/step-..."
+            f"no complete checkpoint at {path}: {error}; give a folder such as "
+            "runs/NAME/001/checkpoints/step-00001000-a001"
         ) from error
 
 
@@ -172,12 +174,11 @@ def newest_checkpoint(run: str, load: Callable[[str], _T]) -> tuple[str, _T] | N
         try:
             return path, load(path)
         except CheckpointError as error:
-            logger.warning("%s. Trying the checkpoint before it", error)
+            logger.warning("%s. Trying the next older checkpoint", error)
     if paths:
         raise CheckpointError(
             f"every checkpoint of the run {run} is unusable (see the warnings above): "
-            f"{', '.join(paths)}; restore one of them, or remove them all to start from the first "
-            "clip"
+            f"{', '.join(paths)}; restore one of them, or remove them all to train from the start"
         )
     return None
 
@@ -191,7 +192,7 @@ def is_intact(path: str) -> bool:
     try:
         load_ledger(path)
     except CheckpointError as error:
-        logger.warning("%s", error)
+        logger.warning("the last checkpoint of a trained run cannot be used: %s", error)
         return False
     return True
 
@@ -256,7 +257,7 @@ def remove_quietly(path: str) -> None:
         storage.remove(storage.join(path, COMMITTED), storage.CHECK_PATIENCE_S)
         storage.remove(path, storage.CHECK_PATIENCE_S)
     except StorageError as error:
-        logger.warning("%s", error)
+        logger.warning("a file that is no longer needed stays in place: %s", error)
 
 
 def read_checkpoint_spec(path: str, digests: Mapping[str, str]) -> DistillSpec:

@@ -11,7 +11,7 @@ one cannot be written.
       optimizer.pt          tensors and numbers only
       state.json            step, scores and the rest of the training loop's state
       ledger.json           the clips that the weights learned from
-      rejections.json       the parts in the run's `rejections` that belong to the ledger
+      rejections.json       files in the run's `rejections/` that belong to the checkpoint
       COMMITTED             digests of the other files
 """
 
@@ -204,7 +204,7 @@ class CheckpointWriter:
             then()
             remove_old(self._run, self._attempt, self._keep)
         except StorageError as error:
-            logger.warning("%s", error)
+            logger.warning("the checkpoint is saved, but removing older ones failed: %s", error)
 
     def _discard(self, path: str | None) -> None:
         """Remove a half-written checkpoint, which may be what fills the disk.

@@ -113,7 +113,7 @@ def require_within(budget: BudgetSpec, ledger: Ledger, final: bool) -> None:
     in_a_row, shards, total = ledger.rejected_in_a_row, ledger.shards_in_a_row, ledger.total
     if in_a_row >= budget.max_rejected_in_a_row and len(shards) >= _SHARDS_IN_A_ROW:
         raise RejectionError(
-            f"{in_a_row} clips of {len(shards)} shards in a row were rejected, and "
+            f"{in_a_row} clips in a row, from {len(shards)} shards, were rejected, and "
             f"`budget.max_rejected_in_a_row` is {budget.max_rejected_in_a_row}. Rejected so far, "
             f"of {total} clips:\n"
             f"{_reason_table(ledger)}\ncheck the shards, or raise the limit"

@@ -1,8 +1,8 @@
-"""Defines a student that counts how often each clip is trained on, which should be once per epoch.
+"""Defines a student for fault tests: it counts how often each clip is trained on.
 
-The student has a weight per clip and epoch: the count. Each step adds 1 to the weights of the clips
-in its batch, by plain SGD with a rate of 1 and a gradient of -1. Batches, workers, reductions and
-checkpoints are those of any student.
+That should be once per epoch. The student has a weight per clip and epoch: the count. Each step
+adds 1 to the weights of the clips in its batch, by plain SGD with a rate of 1 and a gradient of -1.
+Batches, workers, reductions and checkpoints are those of any student.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trains the students of a run: batch -> loss -> optimizer step, on one or many workers.
 
 The distilled student and each comparison (`compare` in the spec) are trained once per learning
-rate, all on the same batches, draws of augmentation and steps. Computing targets is expensive; one
-more small student is nearly free. This module does not need Ray.
+rate. All see the same batches, with the same augmentation, in the same steps. Computing targets is
+expensive; one more small student is nearly free. This module does not need Ray.
 """
 
 from __future__ import annotations
@@ -322,7 +322,11 @@ class Learner:
         self.skipped += 1
         self._skipped_in_a_row += 1
         if worker_rank() == 0:
-            logger.warning("step %d is skipped, because its gradient is not finite", self.steps)
+            logger.warning(
+                "step %d is skipped, because its gradient is NaN or infinite; its unlabelled clips "
+                "will be trained on later",
+                self.steps,
+            )
         if self._skipped_in_a_row >= (most := self.spec.budget.max_skipped_in_a_row):
             raise TrainingError(
                 f"the gradients of {most} steps in a row, up to step {self.steps}, are NaN or "

@@ -1,8 +1,8 @@
-"""Computes what students learn: the terms of the loss, from teacher targets and from labels.
+"""Computes the loss of a student: a weighted sum of terms, from teacher targets and from labels.
 
-A worker sums a term over the clips that have it and divides by their number on all workers. So the
-workers' parts add up to the gradient of the complete batch, however it is split, even if a worker
-has no clip.
+A worker sums a term over the clips to which it applies, and divides by the number of such clips on
+all workers. So the workers' parts add up to the gradient of the complete batch, however it is
+split, even if a worker has no clip.
 
 To add a term: add its weight to `config.student.LossSpec`, marked with what the term learns from,
 and yield the weighted term in `_terms`. A worker without clips gets a batch of one silent row,

@@ -1,7 +1,8 @@
 """Generates the synthetic corpus: shards of cartoon people who speak, and two teachers.
 
 1. The backbones of both teachers are trained, once for all corpora in a folder (`backbones.py`).
-2. The recipes of each shard set are drawn: who appears, in which emotion, and with which flaw.
+2. The recipes of each shard set are drawn: who appears, in which emotion, and
+   which unlabelled clips are flawed (no face, a voice from another clip).
 3. The clips are generated (`voices.py`, `pictures.py`) and encoded, by one process per core.
 4. The heads of the teachers are fitted on the labelled shards, read as in any job.
 
@@ -201,7 +202,7 @@ def _write_set(pool: Executor, name: str, spec: SyntheticSpec, folder: Path) -> 
     (folder / name).mkdir()
     write_shards(members, str(folder / name), spec.clips_per_shard)
     elapsed_s = time.monotonic() - started
-    logger.info("synthetic corpus: %d %s clips in %.0f s", len(recipes), name, elapsed_s)
+    logger.info("synthetic corpus: generated %d %s clips in %.0f s", len(recipes), name, elapsed_s)
 
 
 def draw_recipes(name: str, spec: SyntheticSpec) -> list[Recipe]:

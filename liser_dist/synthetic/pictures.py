@@ -1,7 +1,8 @@
-"""Draws the faces of the synthetic corpus: frames and head boxes from a mood and a phrase.
+"""Draws the faces of the synthetic corpus: the frames of a clip and a box around the head in each.
 
-The face is drawn in head units (half the width of the head is 1), rotated, moved and scaled into
-a picture of 128 x 128 pixels. Lighting, blur and camera noise are added to it.
+They follow from the mood of the face (see `voices.py`) and from how far speech opens the mouth. The
+face is drawn in head units (half the width of the head is 1), rotated, moved and scaled into a
+picture of 128 x 128 pixels. Lighting, blur and camera noise are added to it.
 """
 
 from __future__ import annotations

@@ -48,13 +48,14 @@ def fit_teacher(
     usable = [clip for clip in clips if clip.emotion in emotions and clip.shows(net.modality)]
     if missing := sorted(set(emotions) - {clip.emotion for clip in usable}):
         raise TeacherError(
-            f"no clip labelled {', '.join(missing)} has input for the {net.modality} backbone: "
-            "add labelled clips with such input, or remove the emotion from `emotions`"
+            f"no clip labelled {', '.join(missing)} can be used with the {net.modality} backbone, "
+            "which needs sound or a visible face: add such clips, or remove the emotion from "
+            "`emotions`"
         )
     # One clip per batch, so that no embedding depends on the other clips.
     embeddings, labels = embed(net, ([clip] for clip in usable), emotions)
     head = fit_head(net.by_layer(embeddings), torch.from_numpy(labels), len(emotions))
     save_teacher(net.insert_head(head, emotions), str(backbone), folder)
     logger.info(
-        "head of %s fitted on %d examples from %d clips", folder.name, len(labels), len(usable)
+        "synthetic corpus: fitted the head of the %s teacher to %d clips", folder.name, len(usable)
     )

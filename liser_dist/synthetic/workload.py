@@ -4,8 +4,8 @@
     FOLDER/normalised/   the same clips as ingest writes them: 224 x 224, 8 fps, all key frames
     FOLDER/teachers/     a speech and a face model with random weights that cost as much as decoding
 
-A few films are repeated under many keys. The workload measures speed; nothing can be learned from
-it.
+A few videos are repeated under the names of all clips. The workload measures speed; nothing can be
+learned from it.
 """
 
 from __future__ import annotations

@@ -197,7 +197,8 @@ def find_head(classifier: Any) -> nn.Linear:
     if not linear or linear[-1].out_features != classes:
         raise TeacherError(
             f"backbone {type(classifier).__name__} does not end in a linear layer with {classes} "
-            "outputs, so no head can be fitted on it: use another architecture"
+            "outputs, so no head can be fitted on it: use a backbone of another "
+            "architecture"
         )
     return linear[-1]
 
@@ -273,8 +274,8 @@ def _config_of(path: str) -> Any:
 
 def _no_classifier(folder: ModelFolder, error: ValueError) -> TeacherError:
     return TeacherError(
-        f"backbone {folder.place!r} has no classifier in transformers ({one_line(error)}): use "
-        "another architecture"
+        f"transformers has no classification model for backbone {folder.place!r} "
+        f"({one_line(error)}): use a backbone of another architecture"
     )
 
 
@@ -346,7 +347,7 @@ def _transformer_layers(backbone: HuggingFaceBackbone) -> nn.ModuleList:
     lists = [m for m in backbone.body.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
         raise TeacherError(
-            f"`tune.layers`: {type(backbone.module).__name__} has no list of layers, so its last "
-            "ones cannot be tuned: use `none` or `all`"
+            f"`tune.layers`: the layers of {type(backbone.module).__name__} cannot be told apart, "
+            "so the last ones cannot be tuned alone: use `none` or `all`"
         )
     return lists[-1]

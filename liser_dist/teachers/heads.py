@@ -1,7 +1,8 @@
 """Fits heads: classifiers of emotions on a frozen backbone's embeddings of labelled clips.
 
 A head is a multinomial logistic regression on a learned weighting of the backbone's layers, and a
-temperature that calibrates it. All of it folds into weights of transformers classifiers.
+temperature that calibrates it. All of these can be stored in the weights of a transformers
+classifier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Identifies the weights of a teacher, and checks that a process loads the same ones.
+"""Identifies the weights of a teacher, and checks that every process loads the same ones.
+
+The identity is a digest of the files, or the commit of a hub repository.
 
 The process that submits a job identifies each teacher once. Other processes load the teacher hours
 later, on other machines: on a node that joins, in an actor that is restarted, in a resumed run.

@@ -149,7 +149,7 @@ def _remedy(place: str) -> str:
         return "copy it to a folder that every node can read, and give that folder"
     return (
         "give a folder with config.json, preprocessor_config.json and model.safetensors that every "
-        "node can read, or a hub name that is in the cache or can be downloaded from here"
+        "node can read, or a Hugging Face hub model that this machine has cached or can download"
     )
 
 
@@ -222,8 +222,8 @@ def _require_safetensors(place: str, path: Path, revision: str | None) -> None:
     if pickled:
         raise TeacherError(
             f"teacher model {place!r} has only pickled weights ({', '.join(pickled)}), which can "
-            "run code when they are loaded. If you trust the file, convert it to safetensors: "
-            "`model = AutoModel….from_pretrained(folder); model.save_pretrained(folder)`"
+            "run code when they are loaded: if you trust the file, convert it to safetensors by "
+            "loading it with its class in transformers and calling its `save_pretrained`"
         )
     raise TeacherError(
         f"teacher model {place!r} has no weights: put its model.safetensors beside config.json"

@@ -197,8 +197,9 @@ class ModelTeacher:
         logits, embeddings = output
         if not (np.isfinite(logits).all() and np.isfinite(embeddings).all()):
             logger.warning(
-                "a teacher returned NaN or infinity for the clip %s; the clip gets no targets "
-                "from this teacher",
+                "the teacher for %s returned NaN or infinity for the clip %s; the clip gets no "
+                "targets from this teacher",
+                self.model.modality,
                 clip.key,
             )
             return Targets()

@@ -236,8 +236,8 @@ class OnnxModel:
         except Exception as error:  # those of ONNX Runtime and torch have many types
             raise TeacherError(
                 f"teacher model {self.spec.model!r} cannot run with the `input` of the spec "
-                f"({self.spec.input!r}); it declares {self._input.name!r} of shape "
-                f"{self._input.shape} ({one_line(error)}): correct `input`"
+                f"({self.spec.input!r}): {one_line(error)}; the input of the file is "
+                f"{self._input.name!r} of shape {self._input.shape}: correct `input`"
             ) from error
         if logits.shape[1] != len(self.names):
             raise TeacherError(

@@ -99,7 +99,7 @@ def train_to_the_end(
     if former is not None and former.complete and is_intact(former.checkpoint):
         return former  # the driver was killed after training had ended
     resources, workers = job.spec.resources, job.spec.train.worker_bounds[0]
-    output.print(f"distilling {job.clips} clips")
+    output.print(f"distilling a student from {job.clips} clips")
     passes = -1
     with show_progress(
         lambda: read_progress(job.coordinator), lambda: missing_capacity(resources, workers)
@@ -112,8 +112,8 @@ def train_to_the_end(
                 raise ShardError(
                     f"only {summary.passes} of the expected ~{job.total_passes} clips from "
                     f"{job.spec.data.unlabelled} reached the train workers (each clip counts once "
-                    "per epoch); the rest were lost before they got there: submit the job again, "
-                    "and it resumes from its last checkpoint"
+                    "per epoch); the rest were lost, or their steps were skipped: submit the job "
+                    "again, and it resumes from its last checkpoint"
                 )
             passes = summary.passes
             _log_next_pass(job, summary)
@@ -123,14 +123,14 @@ def _log_next_pass(job: TrainJob, summary: TrainSummary) -> None:
     """Log why the run is not complete: clips were lost, or left to another stream on purpose."""
     ledger = load_ledger(summary.checkpoint)
     if job.writers is None or (job.spec.deterministic and stopped_within_epoch(job.visits, ledger)):
-        logger.warning("some clips were lost on the way to the train workers; reading them again")
+        logger.warning("some clips were lost, or their steps were skipped; reading them again")
     elif job.spec.deterministic:
         # The stream of a deterministic run with a store ends with the epoch.
-        logger.info("an epoch is complete; streaming the next one")
+        logger.info("an epoch is complete; starting the next one")
     else:
         logger.warning(
-            "some clips were not streamed and could not be read from the target store; streaming "
-            "them now"
+            "some clips could not be read from the target store, or their steps were skipped; "
+            "computing their targets again"
         )
 
 

@@ -143,7 +143,7 @@ class TrainLoop:
         self.computed = checkpoint.state["taught"]
         if self.rank == 0:
             logger.warning(
-                "resuming from step %d: %d of %d clips are done",
+                "resuming from step %d: %d of %d clips, counted once per epoch, are done",
                 self.learner.steps, self.ledger.passes, self.total.passes,
             )  # fmt: skip
 
@@ -342,7 +342,8 @@ class TrainLoop:
         elif not self.learner.has_finite_weights():
             logger.error(
                 "the weights of step %d are NaN or infinite, so no checkpoint is saved; the job "
-                "ends after `budget.max_skipped_in_a_row` such steps: lower `train.learning_rates`",
+                "ends once `budget.max_skipped_in_a_row` steps are skipped: then lower "
+                "`train.learning_rates`",
                 self.learner.steps,
             )
         elif not self.saver.skips(self.learner.steps, wait):

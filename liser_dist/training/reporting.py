@@ -1,4 +1,7 @@
-"""Reports the progress of a run to TensorBoard, Prometheus and the coordinator, from rank 0."""
+"""Reports the progress of a run, from the first train worker.
+
+It goes to TensorBoard, to Prometheus, and to the run's coordinator actor, which the console asks.
+"""
 
 from __future__ import annotations
 

@@ -261,4 +261,9 @@ class LogLostWorkers(UserCallback):
         """Log one line for each worker."""
         for rank, error in worker_exceptions.items():
             cause = one_line(unwrap_ray_error(error))
-            logger.warning("train worker %d was lost: %s; all workers restart", rank, cause)
+            logger.warning(
+                "train worker %d was lost: %s; all workers restart from the newest checkpoint, "
+                "unless `train.max_failures` is reached",
+                rank,
+                cause,
+            )

@@ -144,11 +144,8 @@ class TeacherLoop:
         if not labelled_clips:
             raise SpecError(
                 f"`data.labelled` {spec.data.labelled} has no usable clip: "
-                + ", ".join(f"{count} x {reason}" for reason, count in self.left_out.most_common())
-                + (
-                    f"; fix the labels, or change `emotions` {list(spec.emotions)} to emotions "
-                    "that occur in the labels"
-                )
+                + ", ".join(f"{reason} ({count})" for reason, count in self.left_out.most_common())
+                + f"; fix the clips or their labels, or change `emotions` {list(spec.emotions)}"
             )
         require_speakers(labelled_clips, "data")
         if spec.data.validation is None:
@@ -207,9 +204,8 @@ class TeacherLoop:
         require_all_classes(sets["labelled"], self.spec.emotions, "data.labelled")
         if not sets["validation"]:
             raise SpecError(
-                f"`data.validation` {self.spec.data.validation} has no clip with "
-                f"{self.backbone.modality} input for the backbone: set it to other shards, or "
-                "leave it out"
+                f"`data.validation` {self.spec.data.validation} has no usable clip for the "
+                f"{self.backbone.modality} backbone: set it to other shards, or leave it out"
             )
         self.counts = {name: len(clips) for name, clips in sets.items() if clips}
 
@@ -337,7 +333,7 @@ class TeacherLoop:
         if nn.utils.clip_grad_norm_(learned, 1.0).isfinite():  # alike on all workers
             optimizer.step()
         elif self.rank == 0:
-            logger.warning("a step is skipped, because its gradient is not finite")
+            logger.warning("a step of tuning is skipped: its gradient is NaN or infinite")
         self.backbone.module.eval()
 
     def predict(self, name: str) -> Predicted:

@@ -1,6 +1,7 @@
 """Measures how much of its time a train worker waits for data, and tells when an action is due.
 
-`StepTimer` does the first. `Every` does the second, for checkpoints, progress reports and notices.
+`StepTimer` does the first. `Every` does the second, for checkpoints, progress reports and checks
+for preemption notices.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Runs the train workers with Ray Train until every clip of the stream has been trained on.
 
 When a worker or a node is lost, or the number of workers changes, Ray starts all workers again.
-They resume from the newest checkpoint, and `stream.remaining_stream` builds the stream of the clips
-that its ledger does not have. The number of elastic workers follows the cluster and leaves room for
-the stages that feed them.
+They resume from the newest checkpoint, and `stream.remaining_stream` streams the clips that are
+missing from its ledger, the record of clips that are trained or rejected. The number of elastic
+workers follows the cluster and leaves room for the stages that feed them.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_nodes_without_the_keys_that_the_driver_has_are_named(
     )  # fmt: skip
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    refusal = r"the node \S+ of the cluster cannot check s3://bucket/unseen/000000\.tar"
+    refusal = r"the node \S+ of the cluster cannot look up s3://bucket/unseen/000000\.tar"
     assert re.search(refusal, line)
     assert "AWS_SECRET_ACCESS_KEY on " in line
 

@@ -79,7 +79,7 @@ def test_a_check_of_a_study_says_how_many_steps_a_cell_takes(
     )
     print_steps(spec, (0, 0), 25)
     first, warning = capsys.readouterr().out.splitlines()
-    assert first.startswith("each cell: 25 clips x 2 epochs")
+    assert first.startswith("each student: 25 clips x 2 epochs")
     assert first.endswith("= 6 steps")
     assert warning.startswith("WARNING: 6 steps of training")
 

@@ -322,7 +322,11 @@ class ClusterJob:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until a checkpoint has reached this step, or the job has ended."""
-        wait_until(lambda: self.step >= step or self.ended, RECOVERY_LIMIT_S, f"step {step}")
+        wait_until(
+            lambda: self.step >= step or self.ended,
+            RECOVERY_LIMIT_S,
+            f"a checkpoint of step {step}",
+        )
 
     def wait(self) -> None:
         """Wait for the end of the job.

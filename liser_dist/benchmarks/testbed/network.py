@@ -114,7 +114,10 @@ def _find_free_number(first: int) -> int:
     for number in (each % 256 for each in range(first, first + 256)):
         if used.isdisjoint(f"{start}.{number}.1" for start in _RANGES.values()):
             return number
-    raise RuntimeError("all subnets of 10.77.0.0/16 and 10.78.0.0/16 are used on this machine")
+    raise RuntimeError(
+        "all subnets of 10.77.0.0/16 and 10.78.0.0/16 are used on this machine: remove the bridges "
+        "of killed benchmarks with `ip link del lbc...` and `ip link del lbs...`"
+    )
 
 
 def _ip(*arguments: str, check: bool = True) -> None:

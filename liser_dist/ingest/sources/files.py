@@ -39,12 +39,16 @@ class FileSource:
             raise StorageError(f"`source`: {error}") from error
         media = [f for f in files if f.place.rpartition(".")[2].lower() in self._extensions]
         if ignored := len(files) - len(media):
-            logger.info("ignoring %s without a media extension", _count_files(ignored))
+            logger.info(
+                "`source`: ignoring %s without the extension of a media file", _count_files(ignored)
+            )
         readable = [f for f in media if _is_utf8(f.place)]
         if unreadable := len(media) - len(readable):
             logger.warning(
-                "ignoring %s, because the name is not valid UTF-8: rename the file to ingest it",
+                "`source`: ignoring %s whose name is not valid UTF-8, such as %a: rename them to "
+                "ingest them",
                 _count_files(unreadable),
+                next(f.place for f in media if not _is_utf8(f.place)),
             )
         root = storage.resolve(self._place)
         return [

@@ -23,7 +23,7 @@ def test_what_fails_is_listed_and_the_rest_still_runs(caplog: pytest.LogCaptureF
             if error is not None:
                 raise error
     assert failed == ["first"]
-    assert "did not recover from the injected fault `first`: late" in caplog.text
+    assert "the measurement `first` failed: late" in caplog.text
 
 
 def test_a_job_whose_student_does_not_count_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_cpu_time_per_clip_is_that_of_the_steady_part() -> None:
         ("python -c from liser_dist.data.child_process import ...", "decoding"),
         ("ray::MapWorker(MapBatches(Teach))", "teaching"),
         ("ray::RayTrainWorker.execute", "training"),
-        ("python jobs/distill.py spec.yaml", "stream and control"),
+        ("python jobs/distill.py spec.yaml", "data stream and control"),
         ("/usr/bin/raylet --node_id=1", RAY_DAEMONS),
     ],
 )

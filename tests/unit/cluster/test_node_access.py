@@ -20,7 +20,7 @@ def test_a_missing_file_is_reachable_and_a_refused_one_is_not(
     assert _probe([str(tmp_path / "missing")]) == ""
 
     def refuse(place: str, patience_s: float) -> bool:
-        raise StorageError(f"cannot check {place}: access denied")
+        raise StorageError(f"cannot look up {place}: access denied")
 
     monkeypatch.setattr(storage, "exists", refuse)
-    assert _probe(["s3://bucket/a"]) == "cannot check s3://bucket/a: access denied"
+    assert _probe(["s3://bucket/a"]) == "cannot look up s3://bucket/a: access denied"

@@ -125,6 +125,8 @@ def test_a_study_marks_students_that_say_one_emotion_and_shows_chance() -> None:
     shown = {
         row[0]: row[1] for row in zip(*(c.cells for c in uar_table(result).columns), strict=True)
     }
-    assert shown["student: labels only"] == "50.0 [50.0, 50.0], only one emotion in 2 cells"
+    assert (
+        shown["student: labels only"] == "50.0 [50.0, 50.0], predicts only one emotion in 2 cells"
+    )
     assert shown["student: both"] == "100.0 [100.0, 100.0]"
     assert shown["chance"] == "50.0"

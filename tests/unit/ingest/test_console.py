@@ -28,8 +28,12 @@ def group(clips: int) -> RecordingGroup:
 @pytest.mark.parametrize(
     ("recordings", "clips", "lines"),
     [
-        (1, 1, ("1 recording, 0 done; 1 pending", "1/1 recording · 1 new clip · 1 rejected")),
-        (2, 3, ("2 recordings, 0 done; 2 pending", "1/2 recordings · 3 new clips · 1 rejected")),
+        (1, 1, ("1 recording, 0 done; 1 pending", "1/1 recording · 1 new clip · 1 piece rejected")),
+        (
+            2,
+            3,
+            ("2 recordings, 0 done; 2 pending", "1/2 recordings · 3 new clips · 1 piece rejected"),
+        ),
     ],
 )
 def test_lines_agree_in_number(recordings, clips, lines, capsys) -> None:

@@ -69,12 +69,12 @@ def test_clips_of_other_emotions_are_left_out_and_counted_by_emotion(
         "other_emotion", "other_emotion", "other_emotion", "silent",
     ]  # fmt: skip
     assert [record.getMessage() for record in caplog.records] == [
-        "data.labelled: 3 clips left out, because their emotion is not in `emotions`: calm 2, "
+        "data.labelled: 3 clips with an emotion that is not in `emotions` left out: calm 2, "
         "no label 1",
         "data.labelled: skipping 1 clip (reason: silent), such as labelled-4: of the clip",
     ]
 
 
 def test_a_set_without_a_clip_of_the_jobs_emotions_is_refused_by_its_own_field() -> None:
-    with pytest.raises(SpecError, match=r"`data.validation` .*no clip whose `emotion`"):
+    with pytest.raises(SpecError, match=r"`data.validation` .*no usable clip whose `emotion`"):
         read(clip("labelled", 0, "sad"), clip("validation", 0, "calm"))

@@ -241,7 +241,7 @@ def part_of_another_teacher(place: Path, part: Part) -> bytes:
 
 def test_a_broken_part_is_not_believed(broken: tuple[TargetStore, Part]) -> None:
     store, part = broken
-    with pytest.raises(BrokenPartError, match=r"`targets.store`: the file .* computed again"):
+    with pytest.raises(BrokenPartError, match=r"`targets.store`: the file .* computes its targets again"):
         store.read(part, range(part.start, part.stop))
 
 
@@ -423,4 +423,4 @@ def test_a_broken_part_is_passed_over_and_told_once(
         assert sum(len(table) for table in tables) == CLIPS - len(part.clips)
         assert len(tables) == -(-CLIPS // 16)
     assert reported == [part, part]
-    assert caplog.text.count("its targets are computed again") == 1
+    assert caplog.text.count("the job computes its targets again") == 1

@@ -45,7 +45,7 @@ def test_the_share_is_looked_at_once_enough_clips_were_seen_or_in_the_end() -> N
 def test_so_many_rejections_in_a_row_end_the_job_at_once() -> None:
     budget = BudgetSpec(max_rejected_share=1.0, max_rejected_in_a_row=3)
     require_within(budget, ledger_of(*[Reason.EMPTY] * 3, ""), final=False)
-    with pytest.raises(RejectionError, match="3 clips of 3 shards in a row"):
+    with pytest.raises(RejectionError, match="3 clips in a row, from 3 shards"):
         require_within(budget, ledger_of("", *[Reason.EMPTY] * 3, shards="abc"), final=False)
 
 

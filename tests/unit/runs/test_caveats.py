@@ -53,7 +53,7 @@ def test_a_model_without_predictions_is_not_warned_of() -> None:
 
 def test_an_interval_that_includes_chance_or_lies_below_is_told() -> None:
     (warning,) = warn_chance("the student", "test clips", 0.198, (0.14, 0.26), 6)
-    assert "19.8 % [14.0, 26.0]" in warning
+    assert "19.8 % (95 % interval 14.0 to 26.0)" in warning
     assert "6 emotions gives 16.7 %" in warning
     assert warn_chance("the student", "test clips", 0.1, (0.05, 0.15), 6)
     assert warn_chance("the student", "test clips", 1 / 6, (1 / 6, 1 / 6), 6)
@@ -62,7 +62,7 @@ def test_an_interval_that_includes_chance_or_lies_below_is_told() -> None:
 
 def test_clips_that_are_left_out_are_counted_by_emotion() -> None:
     assert warn_left_out("data.test", {"calm": 192, "surprised": 192}) == [
-        "data.test: 384 clips left out, because their emotion is not in `emotions`: calm 192, "
+        "data.test: 384 clips with an emotion that is not in `emotions` left out: calm 192, "
         "surprised 192"
     ]
     assert warn_left_out("data.test", {"calm": 1})[0].startswith("data.test: 1 clip left")

@@ -134,7 +134,7 @@ def test_fitting_again_writes_the_same_bytes(
 def test_an_emotion_without_clips_is_refused_by_name(
     backbone: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
-    with pytest.raises(TeacherError, match="no clip labelled angry has input"):
+    with pytest.raises(TeacherError, match="no clip labelled angry can be used"):
         fit_teacher(backbone, clips, (*EMOTIONS, "angry"), tmp_path / "teacher")
 
 

@@ -81,7 +81,10 @@ def test_a_student_that_says_one_emotion_is_at_chance_and_both_are_told() -> Non
     warnings = warn_of_predictions("test clips", labelled_clips(60, 4), probabilities, EMOTIONS)
     assert len(warnings) == 2
     assert "the student predicted 'happy' for 100 % of the test clips" in warnings[0]
-    assert "33.3 % [33.3, 33.3], and guessing among 3 emotions gives 33.3 %" in warnings[1]
+    assert (
+        "33.3 % (95 % interval 33.3 to 33.3), and guessing among 3 emotions gives 33.3 %"
+        in warnings[1]
+    )
 
 
 @pytest.mark.parametrize("speakers", [10, 0])
@@ -122,7 +125,7 @@ def test_the_result_of_a_short_run_with_a_teacher_of_one_emotion_says_so() -> No
     assert "the speech teacher predicted 'angry' for 100 %" in teacher
     assert (
         left_out
-        == "data.validation: 1 clip left out, because their emotion is not in `emotions`: calm 1"
+        == "data.validation: 1 clip with an emotion that is not in `emotions` left out: calm 1"
     )
 
 
