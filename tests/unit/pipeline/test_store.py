@@ -241,7 +241,9 @@ def part_of_another_teacher(place: Path, part: Part) -> bytes:
 
 def test_a_broken_part_is_not_believed(broken: tuple[TargetStore, Part]) -> None:
     store, part = broken
-    with pytest.raises(BrokenPartError, match=r"`targets.store`: the file .* computes its targets again"):
+    with pytest.raises(
+        BrokenPartError, match=r"`targets.store`: the file .* computes its targets again"
+    ):
         store.read(part, range(part.start, part.stop))
 
 

@@ -65,5 +65,5 @@ def test_clips_that_are_left_out_are_counted_by_emotion() -> None:
         "data.test: 384 clips with an emotion that is not in `emotions` left out: calm 192, "
         "surprised 192"
     ]
-    assert warn_left_out("data.test", {"calm": 1})[0].startswith("data.test: 1 clip left")
+    assert warn_left_out("data.test", {"calm": 1})[0].startswith("data.test: 1 clip with an")
     assert warn_left_out("data.test", {}) == []
