@@ -119,9 +119,14 @@ def _count_failed_checkpoints(job: ClusterJob) -> int:
 
 
 def refuse_store_write(job: ClusterJob) -> None:
-    """Let the S3 server refuse to take parts of the target store, longer than a writer waits."""
+    """Let the S3 server refuse parts of the target store, from the next part on, for 20 s."""
     assert job.s3 is not None
-    job.s3.refuse(503, 25.0, method="PUT", path=f"{BUCKET}/{STORE}")
+    s3, refused = job.s3, job.s3.count["refused"]
+    s3.refuse(503, RECOVERY_LIMIT_S, method="PUT", path=f"{BUCKET}/{STORE}")
+    wait_until(
+        lambda: s3.count["refused"] > refused or job.ended, RECOVERY_LIMIT_S, "a refused part"
+    )
+    s3.refuse(503, 20.0, method="PUT", path=f"{BUCKET}/{STORE}")
 
 
 def fail_storage_of_one_worker(job: ClusterJob) -> None:
@@ -221,7 +226,7 @@ class Fault:
 
 _CUT_OFF_S = 20.0
 _PAUSE_S = 900.0
-_ELASTIC = {"workers": [1, 5], "resize_every_s": 2.0, "checkpoint_every_s": 2.0, "epochs": 3}
+_ELASTIC = {"workers": [1, 5], "resize_every_s": 2.0, "checkpoint_every_s": 2.0, "epochs": 6}
 _DEFAULT_CHECKPOINTS = {
     name: TrainSpec.model_fields[name].default
     for name in ("checkpoint_every", "checkpoint_every_s", "resize_every_s")
@@ -236,7 +241,8 @@ FAULTS: Mapping[str, Fault] = {
     "teacher actor killed": Fault(kill_teacher),
     "elastic resize": Fault(add_node, _ELASTIC, seconds_per_clip=0.1),
     "elastic resize, default checkpoints": Fault(
-        add_node, {**_ELASTIC, **_DEFAULT_CHECKPOINTS}, seconds_per_clip=0.3
+        add_node, {**_ELASTIC, **_DEFAULT_CHECKPOINTS, "epochs": 5}, seconds_per_clip=0.3,
+        moments=1,
     ),
     "node lost": Fault(lose_node, _ELASTIC, seconds_per_clip=0.1),
     "node lost after notice": Fault(
@@ -253,7 +259,9 @@ FAULTS: Mapping[str, Fault] = {
         fill_disk, {"epochs": 3}, seconds_per_clip=0.1, small_disk=True
     ),
     "store write fails once": Fault(
-        refuse_store_write, {"epochs": 3}, {"targets": {"store": f"s3://{BUCKET}/{STORE}"}},
+        refuse_store_write, {"epochs": 3},
+        # A window an epoch, so that parts are written in each.
+        {"targets": {"store": f"s3://{BUCKET}/{STORE}", "windows": 3}},
         seconds_per_clip=0.03, on_s3=True,
     ),
     "storage fails on one worker": Fault(

@@ -129,6 +129,6 @@ def _load_student(spec: StudentTeacher) -> tuple[Student, tuple[str, ...]]:
         student, emotions = load_student(spec.model, spec.which)
     except CheckpointError as error:
         raise TeacherError(
-            f"teacher model {spec.model!r} cannot be loaded as a trained student: {error}"
+            f"the model {spec.model!r} of `kind: student` cannot be loaded: {error}"
         ) from error
     return student.eval().requires_grad_(False), emotions

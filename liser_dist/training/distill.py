@@ -123,14 +123,17 @@ def _log_next_pass(job: TrainJob, summary: TrainSummary) -> None:
     """Log why the run is not complete: clips were lost, or left to another stream on purpose."""
     ledger = load_ledger(summary.checkpoint)
     if job.writers is None or (job.spec.deterministic and stopped_within_epoch(job.visits, ledger)):
-        logger.warning("some clips were lost, or their steps were skipped; reading them again")
+        logger.warning(
+            "some clips have not been trained on, because they were lost with a process, or because "
+            "a step with a NaN gradient was skipped; reading their shards again"
+        )
     elif job.spec.deterministic:
         # The stream of a deterministic run with a store ends with the epoch.
         logger.info("an epoch is complete; starting the next one")
     else:
         logger.warning(
-            "some clips could not be read from the target store, or their steps were skipped; "
-            "computing their targets again"
+            "some clips have not been trained on, because the target store lacks them, or because "
+            "a step with a NaN gradient was skipped; the run goes on with these clips"
         )
 
 

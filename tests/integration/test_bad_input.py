@@ -1,6 +1,9 @@
 """User mistakes end a job before it starts, with a message that names field, value and remedy."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import ray
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
+from liser_dist.benchmarks.testbed.local_cluster import wait_until
 from liser_dist.command_line import read_spec_file
 from liser_dist.config.distill import DistillSpec
 from liser_dist.console import print_plan
@@ -20,6 +24,7 @@ from liser_dist.runs.checkpoints import Checkpoint, pack_checkpoint
 from liser_dist.runs.ledger import Ledger
 from liser_dist.students.models import Student
 from liser_dist.students.variants import DISTILLED
+from tests.integration.conftest import ROOT
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,6 +110,29 @@ def test_a_speech_model_in_the_face_teachers_place(
 ) -> None:
     teacher = {"kind": "huggingface", "model": str(audio_model), "labels": {"neu": "neutral"}}
     assert "`teachers.face`" in refused(teachers={"face": teacher})
+
+
+def test_a_teacher_that_is_replaced_while_the_job_starts(
+    ray_cluster: dict[str, str], write_spec: Callable[..., Path], audio_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(audio_model, folder)
+    labels = {"neu": "neutral", "hap": "happy"}
+    teacher = {"kind": "huggingface", "model": str(folder), "labels": labels}
+    spec = write_spec(teachers={"speech": teacher}, train={"workers": 2})
+    command = [sys.executable, ROOT / "jobs" / "distill.py", spec]
+    with subprocess.Popen(
+        command, env=ray_cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        identified = tmp_path / "runs" / "small" / "001" / "teachers.json"
+        wait_until(lambda: identified.exists() or job.poll() is not None, 120, "the run's folder")
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+        printed = job.communicate(timeout=240)[0]
+    assert job.returncode == 2, printed
+    assert "`teachers.speech`" in printed.strip().splitlines()[-1]
+    assert "Traceback" not in printed
+    assert "workers restart" not in printed
 
 
 def test_a_checkpoint_of_another_student(
