@@ -124,8 +124,8 @@ def _log_next_pass(job: TrainJob, summary: TrainSummary) -> None:
     ledger = load_ledger(summary.checkpoint)
     if job.writers is None or (job.spec.deterministic and stopped_within_epoch(job.visits, ledger)):
         logger.warning(
-            "some clips have not been trained on, because they were lost with a process, or because "
-            "a step with a NaN gradient was skipped; reading their shards again"
+            "some clips have not been trained on, because they were lost with a process, or "
+            "because a step with a NaN gradient was skipped; reading their shards again"
         )
     elif job.spec.deterministic:
         # The stream of a deterministic run with a store ends with the epoch.
