@@ -231,6 +231,8 @@ def explained_to_the_user() -> Iterator[None]:
     try:
         yield
     except LiserError as error:
+        if (ray := sys.modules.get("ray")) is not None:
+            ray.shutdown()  # so that none of its log lines follow the message
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(_EXIT_USER_MISTAKE) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from liser_dist.command_line import read_command
+from liser_dist.command_line import explained_to_the_user, read_command
 from liser_dist.config.base import Spec
 from liser_dist.config.distill import DistillSpec
 from liser_dist.config.evaluate import EvaluateSpec
@@ -139,3 +139,20 @@ def test_several_mistakes_are_counted(tmp_path: Path) -> None:
     lines = refusal(tmp_path, SPEC | {"seed": -1, "nome": "x"}, kind=DistillSpec).splitlines()
     assert lines[0].endswith(": 2 mistakes in the spec")
     assert len(lines) == 3
+
+
+class FakeRay:
+    """Prints a log line when it is shut down, as Ray does with lines that it has held back."""
+
+    @staticmethod
+    def shutdown() -> None:
+        sys.stderr.write("a log line of a worker\n")
+
+
+def test_the_message_is_the_last_line_of_a_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", FakeRay)
+    with pytest.raises(SystemExit, match="2"), explained_to_the_user():
+        raise SpecError("`seed` is wrong")
+    assert capsys.readouterr().err == "a log line of a worker\nerror: `seed` is wrong\n"
