@@ -321,12 +321,13 @@ class ClusterJob:
         return self.driver.poll() is not None
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until a checkpoint has reached this step, or the job has ended."""
-        wait_until(
-            lambda: self.step >= step or self.ended,
-            RECOVERY_LIMIT_S,
-            f"a checkpoint of step {step}",
-        )
+        """Wait until a checkpoint has reached this step, or the job has ended.
+
+        Raises:
+            TimeoutError: for some minutes it has neither written a checkpoint nor ended.
+        """
+        while self.step < step and not self.ended:
+            self._wait_for_checkpoint()
 
     def wait(self) -> None:
         """Wait for the end of the job.
@@ -336,10 +337,15 @@ class ClusterJob:
             TimeoutError: for some minutes it has neither written a checkpoint nor ended.
         """
         while not self.ended:
-            self.wait_for_step(self.step + 1)
+            self._wait_for_checkpoint()
         assert self.driver is not None
         if self.driver.returncode:
             raise RuntimeError(f"the job failed:\n{self.log.read_text()[-3000:]}")
+
+    def _wait_for_checkpoint(self) -> None:
+        now = self.step
+        event = f"a checkpoint after step {now}"
+        wait_until(lambda: self.step > now or self.ended, RECOVERY_LIMIT_S, event)
 
     def wait_for_user_error(self, words: str) -> None:
         """Wait until the job ends with exit code 2 and one line that holds these words.
