@@ -501,7 +501,7 @@ def test_a_student_teaches_the_emotions_it_shares_with_the_job(student_place: st
 def test_a_student_that_does_not_fit_is_refused(student_place: str, tmp_path: Path) -> None:
     refused(
         StudentTeacher(model=str(tmp_path / "none")),
-        "cannot be loaded as a trained student",
+        "of `kind: student` cannot be loaded",
         "give a folder",
     )
     with pytest.raises(TeacherError, match=r"16000 Hz.*8000: set it to 16000"):

@@ -19,7 +19,7 @@ from liser_dist.training.stream import TrainJob, TrainSummary, read_summary
 from tests.unit.training.test_loop import CLIPS, EPOCHS, clip, make_job, one_worker
 
 __all__ = ["one_worker"]  # a fixture
-LOST, PLANNED, NOT_STORED = "were lost", "an epoch is complete", "could not be read from"
+LOST, PLANNED, NOT_STORED = "were lost", "an epoch is complete", "the target store lacks them"
 
 
 @pytest.fixture(autouse=True)
