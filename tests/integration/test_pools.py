@@ -135,5 +135,5 @@ def test_another_version_of_ray_on_the_cluster_is_named(
     )  # fmt: skip
     assert refused.returncode == 2
     assert "The cluster was started with: Ray: 2.31.0" in refused.stderr
-    assert "install the same versions on this machine and on the cluster" in refused.stderr
+    assert "install the same Ray and Python on this machine and on the cluster" in refused.stderr
     assert "Traceback" not in refused.stderr

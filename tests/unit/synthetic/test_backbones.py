@@ -141,7 +141,7 @@ def test_a_teacher_learns_and_is_as_sure_as_it_is_right(
     assert trained.speakers == {"labelled": 3, "validation": 1}
     assert (
         trained.warnings[0]
-        == "data.labelled: 1 clip left out, because their emotion is not in `emotions`: calm 1"
+        == "data.labelled: 1 clip with an emotion that is not in `emotions` left out: calm 1"
     )
     # A temperature that makes the teacher's certainty worse is not used.
     errors = [trained.calibration.error_before, trained.calibration.error_fitted]
