@@ -112,6 +112,7 @@ def test_a_speech_model_in_the_face_teachers_place(
     assert "`teachers.face`" in refused(teachers={"face": teacher})
 
 
+@pytest.mark.long
 def test_a_teacher_that_is_replaced_while_the_job_starts(
     ray_cluster: dict[str, str], write_spec: Callable[..., Path], audio_model: Path, tmp_path: Path
 ) -> None:
@@ -166,7 +167,7 @@ def test_a_half_written_checkpoint_is_none(
 ) -> None:
     spec: DistillSpec = read_spec_file(write_spec(), DistillSpec)
     (tmp_path / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")))
-    assert "no checkpoint" in refused(start_from=str(tmp_path))
+    assert "no complete checkpoint" in refused(start_from=str(tmp_path))
 
 
 @pytest.mark.parametrize(
