@@ -165,5 +165,5 @@ def test_labels_that_no_teacher_can_learn_from_are_told_without_a_traceback(
         },
     )
     assert refused.code == 2
-    assert "8 x emotion 'happy' is not one of the job's" in refused.err
+    assert "emotion 'happy' is not one of the job's `emotions` (8)" in refused.err
     assert "Traceback" not in refused.err
