@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torch import distributed as dist
 from liser_dist.config.distill import DistillSpec, TrainSpec
 from liser_dist.config.student import AugmentSpec, LossSpec
 from liser_dist.records import Example, Targets
+from liser_dist.runs.checkpoints import Checkpoint
+from liser_dist.runs.ledger import Ledger
 from liser_dist.students.batches import Batcher, StudentBatch
 from liser_dist.students.features import AudioInput
 from liser_dist.students.learner import Learner
@@ -27,7 +30,7 @@ from liser_dist.students.losses import (
     relation_loss,
 )
 from liser_dist.students.models import StudentOutput
-from liser_dist.students.variants import apply_variant, variants_of
+from liser_dist.students.variants import Variant, apply_variant, variants_of
 from tests.workers import run_workers
 
 EMOTIONS = ("neutral", "happy", "sad")
@@ -183,6 +186,39 @@ def test_a_control_moves_targets_between_taught_clips_and_nothing_else(kind: str
     moved = (logits_of(varied) != logits_of(complete)).any(dim=1)
     assert torch.equal(moved, taught)
     assert torch.equal(logits_of(varied).sort(dim=0).values, logits_of(complete).sort(dim=0).values)
+
+
+@pytest.mark.parametrize("kind", ["shuffled_targets", "swapped_faces"])
+def test_a_control_never_keeps_the_target_of_the_only_taught_clip_of_a_worker(kind: str) -> None:
+    complete = batch([example(0), *(example(n, face=False, speech=False) for n in (1, 2))], [])
+    (variant,) = variants_of(LossSpec(), [kind], [1.0])[1:]
+    varied = apply_variant(variant, complete, torch.Generator().manual_seed(0))
+    assert not any(targets.given.any() for targets in varied.teachers.values())
+
+
+def test_a_student_that_is_resumed_in_its_second_loss_keeps_the_state_of_its_optimizer() -> None:
+    first, second = LossSpec().limited_to(["embeddings"]), LossSpec().limited_to(["labels"])
+    variant = Variant("embeddings_first", 0.01, first, second_loss=second)
+    part = batch(UNLABELLED, LABELLED)
+
+    def learner() -> Learner:
+        known = torch.ones(2, 3, dtype=torch.bool)
+        return Learner(spec(), known, DIMS, torch.device("cpu"), [variant])
+
+    trained, resumed = learner(), learner()
+    for progress in (0.4, 0.6, 0.7):
+        trained.learn(part, progress)
+    state = copy.deepcopy(trained.optimizer.state_dict())
+    resumed.restore(
+        Checkpoint(
+            spec=spec(), students=trained.tensors(), best={}, optimizer=state,
+            state=trained.state(), ledger=Ledger(),
+        )
+    )  # fmt: skip
+    for both in (trained, resumed):
+        both.learn(part, 0.8)
+    for name, weight in trained.module.state_dict().items():
+        assert torch.equal(weight, resumed.module.state_dict()[name])
 
 
 def test_divergence_is_zero_where_student_and_teacher_agree_and_ignores_unknown_emotions() -> None:
