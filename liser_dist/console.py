@@ -28,7 +28,7 @@ from liser_dist.config.distill import DistillSpec
 from liser_dist.config.resources import ResourcesSpec
 from liser_dist.config.study import StudySpec
 from liser_dist.config.synthetic import SyntheticSpec
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.runs.caveats import warn_few_steps
 from liser_dist.runs.progress import Progress
 from liser_dist.runs.results import DistillResult, StudentScores, TeacherScores

@@ -30,7 +30,8 @@ from liser_dist.benchmarks.testbed.local_cluster import (
     wait_until,
 )
 from liser_dist.config.base import Record
-from liser_dist.data.shards import ShardVisit, find_shards, read_samples, write_shards
+from liser_dist.data.shard_list import find_shards
+from liser_dist.data.shards import ShardVisit, read_samples, write_shards
 from liser_dist.runs.checkpoints import load_checkpoint
 from liser_dist.runs.results import DistillResult
 from liser_dist.students.counting import COUNTS

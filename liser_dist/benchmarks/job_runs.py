@@ -45,7 +45,7 @@ class BenchmarkJob:
 
     def count_clips(self) -> int:
         """Return the number of clips of the job's unlabelled shards."""
-        from liser_dist.data.shards import find_shards  # heavy
+        from liser_dist.data.shard_list import find_shards  # heavy
 
         shards = find_shards(self.spec.data.unlabelled, "data.unlabelled")
         return sum(shard.clips for shard in shards)

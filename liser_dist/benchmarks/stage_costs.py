@@ -17,7 +17,8 @@ from liser_dist.benchmarks.baseline import InlineJob, join_targets
 from liser_dist.benchmarks.job_runs import BenchmarkJob, read_measurement_command, run_measurement
 from liser_dist.config.base import Record
 from liser_dist.config.stream import ClipSpec
-from liser_dist.data.shards import ShardVisit, find_shards, read_samples
+from liser_dist.data.shard_list import find_shards
+from liser_dist.data.shards import ShardVisit, read_samples
 from liser_dist.records import CENTRE_SHARE, Clip, Example, Sample, Targets
 
 CLIPS, WARM_UP_CLIPS = 64, 16

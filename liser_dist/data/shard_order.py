@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from liser_dist.data.shards import Shard, ShardVisit, read_samples
+from liser_dist.data.shard_list import Shard
+from liser_dist.data.shards import ShardVisit, read_samples
 from liser_dist.records import Sample
 
 SHARDS_PER_GROUP = 8  # at least, if there are as many; fewer than twice as many

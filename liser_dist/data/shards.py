@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,32 +22,11 @@ from liser_dist.data.process import import_without
 from liser_dist.errors import ShardError, StorageError
 from liser_dist.records import LABELS, Reason, Row, Sample
 
-logger = logging.getLogger(__name__)
-
 VIDEO_EXTENSIONS = ("mp4", "mov", "mkv", "webm", "avi", "flv", "ts")
-_VIDEO_ENDINGS = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
 INDEX = "index.json"  # webdataset's format: {"shardlist": [{"url", "nsamples"}, ...]}
 _NO_LABELS: Row = dict.fromkeys(LABELS, "")
-_TAR_END = bytes(1024)  # an archive ends with two blocks of zeros
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A tar of clips.
-
-    Attributes:
-        place: Its path.
-        size_bytes: Its size.
-        version: Changes when it is replaced.
-        clips: Its number of clips, from the index beside it, or else counted or estimated.
-        estimated: The number is an estimate from its size.
-    """
-
-    place: str
-    size_bytes: int
-    version: str
-    clips: int
-    estimated: bool = False
+TAR_BLOCK = 512  # bytes; a file in an archive is a block of header and padded content
+_TAR_END = bytes(2 * TAR_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,118 +38,6 @@ class ShardVisit:
     version: str = ""  # if given, a shard that was replaced since is refused
     finished: BitMap = field(default_factory=BitMap)  # indices of clips to skip
     group: int | None = None  # shards of a group are read in turn; None: alone
-
-
-def find_shards(place: str, field: str) -> list[Shard]:
-    """Return the shards under a path or URI, sorted by name.
-
-    If there is an index that says it is complete, only the shards that it lists.
-
-    Args:
-        place: folder or S3 prefix.
-        field: the spec's field that names it, for error messages.
-
-    Raises:
-        StorageError: there is no shard, or a listed one is missing.
-        ShardError: the first shard is not a tar, is cut off or holds no clip, so that the path is
-            probably wrong.
-    """
-    try:
-        files = storage.list_files(place)
-    except StorageError as error:
-        raise StorageError(f"`{field}`: {error}") from error
-    tars = [file for file in files if file.place.endswith(".tar")]
-    if (listed := _read_complete_index(place, files)) is not None:
-        tars = _require_all(listed, tars, field)
-    if not tars:
-        raise StorageError(
-            f"`{field}`: no shard (*.tar) at {place} (other files there: {len(files)}); give the "
-            "folder or prefix that holds WebDataset shards"
-        )
-    shards = [Shard(tar.place, tar.size_bytes, tar.version, 0) for tar in tars]
-    first_clips = _require_readable(shards[0], field)
-    counts = _read_index_counts(files)
-    per_byte = first_clips / tars[0].size_bytes
-    return [_with_count(shard, counts.get(shard.place), per_byte) for shard in shards]
-
-
-def _read_complete_index(place: str, files: Iterable[storage.StoredFile]) -> set[str] | None:
-    """Return the shards that an ingest job has finished; None without such an index.
-
-    A killed ingest job leaves other shards beside them.
-    """
-    index = storage.join(place, INDEX)
-    if all(file.place != index for file in files):
-        return None
-    try:
-        content = json.loads(storage.read_bytes(index))
-        if not content["complete"]:
-            return None
-        return {storage.join(place, entry["url"]) for entry in content["shardlist"]}
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _require_all(
-    names: set[str], tars: Iterable[storage.StoredFile], field: str
-) -> list[storage.StoredFile]:
-    present = [tar for tar in tars if tar.place in names]
-    if missing := sorted(names - {tar.place for tar in present}):
-        count = "1 shard" if len(missing) == 1 else f"{len(missing)} shards"
-        raise StorageError(
-            f"`{field}`: {count} listed in {INDEX} cannot be found, such as {missing[0]}; restore "
-            f"the missing files, or remove them from {INDEX}"
-        )
-    return present
-
-
-def _require_readable(tar: Shard, field: str) -> int:
-    """Return the number of clips in the shard."""
-    remedy = "give a folder whose shards are complete WebDataset tars with mp4 members"
-    try:
-        clips = sum(_video_of(members) is not None for members in _read_members(tar.place))
-    except _DamagedError as damage:
-        raise ShardError(
-            f"`{field}`: the first shard {tar.place} {damage.reason}; {remedy}"
-        ) from damage
-    if not clips:
-        raise ShardError(f"`{field}`: the first shard {tar.place} contains no clip; {remedy}")
-    return clips
-
-
-def _read_index_counts(files: Iterable[storage.StoredFile]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for file in files:
-        folder, _, name = file.place.rpartition("/")
-        if name != INDEX:
-            continue
-        try:
-            for entry in json.loads(storage.read_bytes(file.place))["shardlist"]:
-                counts[f"{folder}/{entry['url']}"] = int(entry["nsamples"])
-        except (ValueError, KeyError, TypeError):
-            logger.warning(
-                "%s is not a valid shard index; counting clips in the shards instead", file.place
-            )
-    return counts
-
-
-def _with_count(tar: Shard, listed: int | None, clips_per_byte: float) -> Shard:
-    """Return a shard with its number of clips: as its index lists it, else counted or estimated."""
-    if listed:
-        return replace(tar, clips=listed)
-    if storage.is_remote(tar.place):
-        estimate = max(1, round(tar.size_bytes * clips_per_byte))
-        return replace(tar, clips=estimate, estimated=True)
-    return replace(tar, clips=_count_clips(tar))
-
-
-def _count_clips(tar: Shard) -> int:
-    """Count the clips of a shard on disk by its tar headers."""
-    try:
-        with tarfile.open(tar.place, "r:") as archive:
-            return sum(name.endswith(_VIDEO_ENDINGS) for name in archive.getnames())
-    except (tarfile.TarError, OSError):
-        return 1  # the rejected sample that reports the damage
 
 
 def read_samples(visit: ShardVisit, labelled: bool = True) -> Iterator[Sample]:
@@ -216,12 +81,12 @@ def _mark_last(samples: Iterable[Sample]) -> Iterator[Sample]:
 def _read_all(visit: ShardVisit) -> Iterator[Sample]:
     count = 0
     try:
-        for index, members in enumerate(_read_members(visit.shard)):
+        for index, members in enumerate(read_members(visit.shard)):
             count = index + 1
             yield _sample(members, visit.shard, index, visit.epoch)
         if not count:
-            raise _DamagedError("contains no clip")
-    except _DamagedError as damage:
+            raise DamagedShardError("contains no clip")
+    except DamagedShardError as damage:
         yield Sample(
             key=f"{visit.shard.rpartition('/')[2]}#{count}",
             shard=visit.shard,
@@ -236,7 +101,7 @@ def _sample(members: Mapping[str, Any], shard: str, index: int, epoch: int) -> S
     # A tar may name its members in any bytes.
     key = members["__key__"].encode("utf-8", "backslashreplace").decode()
     provenance = {"key": key, "shard": shard, "index": index, "epoch": epoch}
-    video = _video_of(members)
+    video = video_of(members)
     if video is None:
         return Sample(
             **provenance, reason=Reason.NO_VIDEO, detail="the shard has no video file for this key"
@@ -250,12 +115,13 @@ def _sample(members: Mapping[str, Any], shard: str, index: int, epoch: int) -> S
     return Sample(**provenance, video=video, faces=faces, **labels)
 
 
-def _video_of(members: Mapping[str, Any]) -> bytes | None:
+def video_of(members: Mapping[str, Any]) -> bytes | None:
+    """Return the video among the files of a key; None if there is none."""
     videos = (members[name] for name in VIDEO_EXTENSIONS if name in members)
     return next(videos, None)
 
 
-class _DamagedError(Exception):
+class DamagedShardError(Exception):
     """A shard could not be read to its end."""
 
     def __init__(self, reason: str) -> None:
@@ -263,16 +129,21 @@ class _DamagedError(Exception):
         self.reason = reason[:200]
 
 
-def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the files of each key; raise _DamagedError or StorageError after the last good one."""
+def read_members(shard: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the files of each key of a shard, in the order of the tar.
+
+    Raises:
+        DamagedShardError: The shard is damaged; raised after the last good key.
+        StorageError: The shard cannot be read.
+    """
     group_by_keys, tar_file_expander = _tar_iterators()
-    damage: list[_DamagedError] = []
+    damage: list[DamagedShardError] = []
 
     def files(stream: _TailReader) -> Iterator[dict[str, Any]]:
         """End at damage without raising, so that the group before it is yielded complete."""
         try:
             yield from tar_file_expander([{"url": shard, "stream": stream}], handler=_fail)
-        except _DamagedError as error:
+        except DamagedShardError as error:
             damage.append(error)
         except StorageError:
             return  # raised below, before webdataset could rewrite it
@@ -280,12 +151,12 @@ def _read_members(shard: str) -> Iterator[Mapping[str, Any]]:
     with storage.open_read(shard) as stream:
         tail = _TailReader(stream)
         for members in group_by_keys(files(tail), handler=_fail):
-            if tail.failure or (damage and _video_of(members) is None):
+            if tail.failure or (damage and video_of(members) is None):
                 break  # the incomplete clip before the damage
             yield members
         if not (tail.failure or damage or tail.ends_with(_TAR_END)):
             # tarfile takes a cut between two members for the end of the archive.
-            damage.append(_DamagedError("is truncated"))
+            damage.append(DamagedShardError("is truncated"))
         if tail.failure:
             raise StorageError(
                 f"reading the shard {shard} failed part-way: {tail.failure}; submit the job "
@@ -304,10 +175,10 @@ def _tar_iterators() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def _fail(error: Exception) -> bool:
     """Stop at damage and say what it is; webdataset calls this with each exception."""
-    if isinstance(error, MemoryError | ImportError | StorageError | _DamagedError):
+    if isinstance(error, MemoryError | ImportError | StorageError | DamagedShardError):
         raise error
     truncated = "unexpected end" in str(error)
-    raise _DamagedError("is truncated" if truncated else "is damaged or not a tar file")
+    raise DamagedShardError("is truncated" if truncated else "is damaged or not a tar file")
 
 
 class _TailReader(io.RawIOBase):

@@ -13,7 +13,7 @@ from liser_dist.config.evaluate import EvaluateSpec
 from liser_dist.config.stream import ClipSpec, StreamSpec
 from liser_dist.config.teachers import StudentTeacher, TeacherIdentity, TeacherSpec
 from liser_dist.console import output
-from liser_dist.data.shards import Shard, find_shards
+from liser_dist.data.shard_list import Shard, find_shards
 from liser_dist.data.splits import find_folds
 from liser_dist.errors import CheckpointError, SpecError, TeacherError
 from liser_dist.evaluation.assess import Assessment, assess

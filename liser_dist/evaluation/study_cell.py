@@ -23,8 +23,8 @@ from torch import Tensor
 
 from liser_dist.config.student import LossSpec
 from liser_dist.config.study import Method, StudySpec
+from liser_dist.data.shard_list import Shard
 from liser_dist.data.shard_order import shard_order
-from liser_dist.data.shards import Shard
 from liser_dist.data.splits import require_disjoint_speakers
 from liser_dist.errors import StorageError
 from liser_dist.pipeline.schedule import PartGroup, StoreReader, parts_to_read

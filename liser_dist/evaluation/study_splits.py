@@ -12,7 +12,8 @@ from itertools import product
 from typing import TypeVar
 
 from liser_dist.config.study import StudySpec
-from liser_dist.data.shards import Shard, ShardVisit, read_samples
+from liser_dist.data.shard_list import Shard
+from liser_dist.data.shards import ShardVisit, read_samples
 from liser_dist.data.splits import (
     draw_labels,
     find_folds,

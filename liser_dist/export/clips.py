@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from liser_dist.config.stream import ClipSpec
 from liser_dist.data.clip_decoder import ClipDecoder
+from liser_dist.data.shard_list import Shard
 from liser_dist.data.shard_order import shard_order
-from liser_dist.data.shards import Shard, ShardVisit, read_samples
+from liser_dist.data.shards import ShardVisit, read_samples
 from liser_dist.export.onnx import MIN_AUDIO_S
 from liser_dist.records import CENTRE_SHARE, Clip, Sample, to_floats
 

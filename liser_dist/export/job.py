@@ -32,7 +32,7 @@ from liser_dist import storage
 from liser_dist.config.distill import DistillSpec
 from liser_dist.config.export import ExportSpec
 from liser_dist.config.teachers import TeacherSpec
-from liser_dist.data.shards import Shard, find_shards
+from liser_dist.data.shard_list import Shard, find_shards
 from liser_dist.errors import CheckpointError, SpecError
 from liser_dist.export import predict
 from liser_dist.export.clips import (

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from liser_dist.config.stream import StreamSpec
-from liser_dist.data.shards import Shard, ShardVisit
+from liser_dist.data.shard_list import Shard
+from liser_dist.data.shards import ShardVisit
 from liser_dist.data.splits import require_disjoint_speakers
 from liser_dist.errors import SpecError
 from liser_dist.pipeline.dataset import build_examples, read_all

@@ -26,7 +26,7 @@ from liser_dist.config.stream import ClipSpec, StreamSpec
 from liser_dist.config.synthetic import SyntheticSpec
 from liser_dist.config.teachers import TeacherIdentity
 from liser_dist.data.faces import check_detector
-from liser_dist.data.shards import Shard, find_shards
+from liser_dist.data.shard_list import Shard, find_shards
 from liser_dist.errors import CapacityError, SpecError, TeacherError
 from liser_dist.runs import tracking
 from liser_dist.runs.checkpoint_files import require_same_student

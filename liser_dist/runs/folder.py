@@ -40,7 +40,7 @@ from liser_dist.config.base import (
 )
 from liser_dist.config.distill import DistillSpec
 from liser_dist.config.teachers import TeacherIdentity
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.errors import CheckpointError, StorageError
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 
 
 @dataclass(frozen=True, slots=True)

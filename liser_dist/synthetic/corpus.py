@@ -37,7 +37,8 @@ from liser_dist.config.base import EMOTIONS
 from liser_dist.config.stream import ClipSpec
 from liser_dist.config.synthetic import SyntheticSpec
 from liser_dist.data.media import Encoding, Pixels, encode_film
-from liser_dist.data.shards import ShardVisit, find_shards, read_samples, write_shards
+from liser_dist.data.shard_list import find_shards
+from liser_dist.data.shards import ShardVisit, read_samples, write_shards
 from liser_dist.errors import SpecError
 from liser_dist.records import CENTRE_SHARE
 from liser_dist.synthetic.backbones import train_face_backbone, train_speech_backbone

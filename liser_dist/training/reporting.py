@@ -46,7 +46,8 @@ class ProgressReporter:
             self._curves.add(name, float(result.loss[position]), progress.steps)
         for name, share in result.agreement.items():
             self._curves.add(f"train/agrees_with_{name}", share, progress.steps)
-        if self._progress.due() or progress.passes >= progress.total_passes:
+        done = progress.passes >= progress.total_passes and not progress.total_is_estimate
+        if self._progress.due() or done:
             set_gauges(progress.numbers)
             self._coordinator.set_progress.remote(progress)
 

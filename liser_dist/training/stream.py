@@ -27,7 +27,8 @@ from liser_dist.cluster.ray_train_internals import hide_user_errors
 from liser_dist.config.distill import DistillSpec
 from liser_dist.config.stream import StreamSpec
 from liser_dist.config.teachers import TeacherIdentity
-from liser_dist.data.shards import Shard, ShardVisit
+from liser_dist.data.shard_list import Shard
+from liser_dist.data.shards import ShardVisit
 from liser_dist.errors import LiserError, one_line
 from liser_dist.pipeline.dataset import build_examples
 from liser_dist.pipeline.schedule import visits_to_stream

@@ -35,7 +35,8 @@ from liser_dist.config.stream import StreamSpec
 from liser_dist.config.teachers import TeacherIdentity
 from liser_dist.config.train_teacher import TeacherDataSpec, TrainTeacherSpec
 from liser_dist.console import output
-from liser_dist.data.shards import Shard, ShardVisit, find_shards
+from liser_dist.data.shard_list import Shard, find_shards
+from liser_dist.data.shards import ShardVisit
 from liser_dist.errors import LiserError
 from liser_dist.pipeline.coordinator import raise_failure, start_coordinator
 from liser_dist.pipeline.dataset import decode_samples, execution_options, set_context

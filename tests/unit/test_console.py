@@ -10,7 +10,7 @@ from liser_dist.config.distill import DistillSpec
 from liser_dist.config.resources import ResourcesSpec
 from liser_dist.config.study import StudySpec
 from liser_dist.console import print_readers, print_steps, show_clip_count, show_progress
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.runs.progress import Progress
 
 

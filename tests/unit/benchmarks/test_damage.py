@@ -8,7 +8,8 @@ import pytest
 from liser_dist.benchmarks.damage import DAMAGE_KINDS, damage, mix_damaged
 from liser_dist.config.stream import ClipSpec
 from liser_dist.data.clip_decoder import ClipDecoder
-from liser_dist.data.shards import ShardVisit, find_shards, read_samples, write_shards
+from liser_dist.data.shard_list import find_shards
+from liser_dist.data.shards import ShardVisit, read_samples, write_shards
 from liser_dist.records import Reason, Sample
 from tests.films import small_film
 

@@ -209,6 +209,10 @@ def test_wrong_workers_are_told_in_a_line(file: Path) -> None:
         (["--train.workers", "2", "--resources.worker_gpus", "1.5"], "give a whole number"),
         (["--train.workers", "1,2", "--deterministic", "true"], "fixed number"),
         (["--train.workers", "3", "--deterministic", "true"], "divides"),
+        (
+            ["--train.workers", "1,2", "--train.checkpoint_every_s", "90"],
+            "`train.checkpoint_every_s` 90 exceeds `train.resize_every_s` 60",
+        ),
     ],
 )
 def test_workers_must_agree_with_what_else_is_asked(
@@ -216,6 +220,11 @@ def test_workers_must_agree_with_what_else_is_asked(
 ) -> None:
     with pytest.raises(SpecError, match=words):
         read(file, *arguments)
+
+
+def test_workers_of_a_fixed_number_may_save_as_rarely_as_they_like(file: Path) -> None:
+    slow = read(file, "--train.workers", "2", "--train.checkpoint_every_s", "90")
+    assert slow.train.checkpoint_every_s == 90
 
 
 def test_a_single_train_worker_may_take_a_part_of_a_gpu(file: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pyroaring import BitMap
 
+from liser_dist.data.shard_list import Shard, find_shards
 from liser_dist.data.shard_order import group_visits, read_in_turn, shard_order
-from liser_dist.data.shards import Shard, ShardVisit, find_shards, write_shards
+from liser_dist.data.shards import ShardVisit, write_shards
 
 
 def listed(count: int) -> list[Shard]:

@@ -1,37 +1,14 @@
 """Reading shards detects damage and skips finished samples."""
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
 from pyroaring import BitMap
 
-from liser_dist.data.shards import ShardVisit, find_shards, read_samples, write_shards
-from liser_dist.errors import LiserError, StorageError
+from liser_dist.data.shards import ShardVisit, read_samples, write_shards
+from liser_dist.errors import LiserError
 from liser_dist.records import Reason
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Three shards of ten, ten and five clips with an index; every clip says an emotion."""
-    clips = (
-        (f"clip-{n:02d}", bytes([n]) * (3000 + n), {"faces": [], "emotion": "sad", "speaker": "s"})
-        for n in range(25)
-    )
-    write_shards(clips, str(tmp_path), clips_per_shard=10)
-    return tmp_path
-
-
-def tar_of(*members: tuple[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        for name, data in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return content.getvalue()
+from tests.unit.data.tars import tar_of
 
 
 def test_samples_keep_where_they_came_from(shards: Path) -> None:
@@ -75,60 +52,12 @@ def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_clips_are_counted_with_and_without_an_index(shards: Path) -> None:
-    assert [shard.clips for shard in find_shards(str(shards), "data.unlabelled")] == [10, 10, 5]
-    (shards / "index.json").unlink()
-    assert [shard.clips for shard in find_shards(str(shards), "data.unlabelled")] == [10, 10, 5]
-
-
 def test_a_clip_without_video_or_with_broken_json_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(
         tar_of(("a.json", b"{}"), ("b.mp4", b"x"), ("b.json", b"{no"), ("c.mp4", b"x"))
     )
     reasons = [sample.reason for sample in read_samples(ShardVisit(0, str(tmp_path / "s.tar")))]
     assert reasons == [Reason.NO_VIDEO, Reason.BAD_METADATA, ""]
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"<html>not found</html>" * 200, "is damaged or not a tar file"),
-        (b"", "is damaged or not a tar file"),
-        (tar_of(("a.mp4", bytes(30000)))[:20000], "is truncated"),
-        (tar_of(("readme.txt", b"hello")), "contains no clip"),
-    ],
-)
-def test_a_first_shard_that_cannot_be_one_is_refused(
-    tmp_path: Path, content: bytes, what: str
-) -> None:
-    (tmp_path / "000000.tar").write_bytes(content)
-    with pytest.raises(LiserError, match=what) as error:
-        find_shards(str(tmp_path), "data.unlabelled")
-    assert "data.unlabelled" in str(error.value)
-    assert str(tmp_path) in str(error.value)
-
-
-def test_a_place_without_shards_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(LiserError, match="no shard"):
-        find_shards(str(tmp_path), "data.unlabelled")
-    with pytest.raises(LiserError, match="no such file"):
-        find_shards(str(tmp_path / "missing"), "data.unlabelled")
-
-
-def test_a_complete_index_says_which_shards_there_are(shards: Path) -> None:
-    index = json.loads((shards / "index.json").read_text()) | {"complete": True}
-    (shards / "index.json").write_text(json.dumps(index))
-    (shards / "left-of-a-killed-job.tar").write_bytes(b"half")
-    assert [shard.clips for shard in find_shards(str(shards), "data.unlabelled")] == [10, 10, 5]
-    (shards / "000001.tar").unlink()
-    with pytest.raises(StorageError, match=r"000001\.tar.*remove them from index"):
-        find_shards(str(shards), "data.unlabelled")
-
-
-def test_an_index_that_is_none_is_passed_over(shards: Path) -> None:
-    (shards / "index.json").write_text(json.dumps(["what"]))
-    assert [shard.clips for shard in find_shards(str(shards), "data.unlabelled")] == [10, 10, 5]
 
 
 def test_a_clip_that_is_whole_before_the_damage_is_given_out(tmp_path: Path) -> None:

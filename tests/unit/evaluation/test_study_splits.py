@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from liser_dist.config.study import StudySpec
-from liser_dist.data.shards import find_shards, write_shards
+from liser_dist.data.shard_list import find_shards
+from liser_dist.data.shards import write_shards
 from liser_dist.errors import SpecError
 from liser_dist.evaluation.study_cell import Cell
 from liser_dist.evaluation.study_splits import check_labels, draw_splits

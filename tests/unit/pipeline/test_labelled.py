@@ -11,7 +11,7 @@ import pytest
 
 from liser_dist.config.resources import ResourcesSpec
 from liser_dist.config.stream import ClipSpec, StreamSpec
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.errors import SpecError
 from liser_dist.pipeline.labelled import NO_LABEL, count_left_out, read_labelled
 from liser_dist.records import Example

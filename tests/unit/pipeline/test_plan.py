@@ -7,7 +7,7 @@ import pytest
 
 from liser_dist.cluster.capacity import Capacity, Node
 from liser_dist.config.distill import DistillSpec
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.errors import CapacityError, CheckpointError, SpecError, TeacherError
 from liser_dist.pipeline.plan import (
     DistillPlan,
@@ -137,6 +137,20 @@ def test_the_weights_that_were_planned_reach_all_that_load_or_store(tmp_path: Pa
     assert to_train_job(plan, "run", None, None).stream.identities == plan.identities
     settings = target_settings(plan.stream)["teachers"]["face"]
     assert settings["weights"] == plan.identities["face"].digest
+
+
+def test_a_job_beside_another_of_its_run_on_the_cluster_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(_: str) -> None:
+        raise CheckpointError("another job of this cluster writes there")
+
+    monkeypatch.setattr("liser_dist.training.distill.start_ray", lambda _: None)
+    monkeypatch.setattr("liser_dist.training.distill.start_coordinator", taken)
+    job = spec(tmp_path)
+    with pytest.raises(CheckpointError, match="another job"):
+        run_distill(planned(job))
+    assert not Path(job.output).exists()
 
 
 def test_a_run_is_not_resumed_with_a_teacher_that_was_replaced(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from liser_dist.config.distill import DistillSpec
+from liser_dist.data.shard_list import Shard, find_shards
 from liser_dist.data.shard_order import group_visits, read_in_turn, shard_order
-from liser_dist.data.shards import Shard, ShardVisit, find_shards, write_shards
+from liser_dist.data.shards import ShardVisit, write_shards
 from liser_dist.pipeline.schedule import PartGroup, StoreReader, parts_to_read
 from liser_dist.pipeline.store import StoredParts, TargetStore, open_store
 from liser_dist.pipeline.store_writer import StretchWriter, split_by_stretch

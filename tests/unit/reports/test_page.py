@@ -17,7 +17,8 @@ import torch
 
 from liser_dist.config import base as fields
 from liser_dist.config.distill import DistillSpec
-from liser_dist.data.shards import find_shards, write_shards
+from liser_dist.data.shard_list import find_shards
+from liser_dist.data.shards import write_shards
 from liser_dist.errors import CheckpointError, SpecError
 from liser_dist.evaluation.study_report import Gain, MethodSummary, StudyResult
 from liser_dist.records import Clip, Example, Provenance, Reason

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from liser_dist.config.distill import DistillSpec
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.errors import CheckpointError
 from liser_dist.runs.checkpoint_files import list_checkpoints, load_ledger, write_checkpoint
 from liser_dist.runs.checkpoints import CheckpointWriter, load_checkpoint, load_newest

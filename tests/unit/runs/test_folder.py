@@ -16,7 +16,7 @@ import s3fs
 from liser_dist import storage
 from liser_dist.benchmarks.testbed.flaky_s3 import FlakyS3
 from liser_dist.config.distill import DistillSpec
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.errors import CheckpointError
 from liser_dist.runs.folder import Run, open_run, start_short_run
 

@@ -1,6 +1,6 @@
 """Progress logs only the values that are known, and its total gets better with each shard."""
 
-from liser_dist.data.shards import Shard
+from liser_dist.data.shard_list import Shard
 from liser_dist.runs.progress import PassTotal, Progress
 
 

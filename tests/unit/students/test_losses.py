@@ -221,6 +221,43 @@ def test_a_student_that_is_resumed_in_its_second_loss_keeps_the_state_of_its_opt
         assert torch.equal(weight, resumed.module.state_dict()[name])
 
 
+NO_NUMBER = with_targets(example(0), "speech", logits=logits_of(*[float("nan")] * 3))
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing() -> None:
+    averaged = spec().model_copy(update={"train": TrainSpec(average=0.9)})
+    known = torch.ones(2, 3, dtype=torch.bool)
+    learner = Learner(averaged, known, DIMS, torch.device("cpu"))
+    learner.learn(batch(UNLABELLED, LABELLED), 0.2)
+    before = copy.deepcopy((learner.tensors(), learner.optimizer.state_dict()["state"]))
+    assert learner.learn(batch([NO_NUMBER, example(1)], []), 0.3).skipped
+    weights, moments = learner.tensors(), learner.optimizer.state_dict()["state"]
+    assert all(torch.equal(weights[name], weight) for name, weight in before[0].items())
+    for number, of_weight in before[1].items():
+        assert all(torch.equal(moments[number][name], of_weight[name]) for name in of_weight)
+    assert learner.balance.running.isfinite().all()
+    assert learner.skipped == 1
+    assert not learner.learn(batch(UNLABELLED, LABELLED), 0.3).skipped
+    assert all(weight.isfinite().all() for weight in learner.tensors().values())
+
+
+def _skip_with_one_worker(rank: int, place: str) -> None:
+    """Take a step in which the clips of the second worker give no finite gradient."""
+    dist.init_process_group("gloo", init_method=f"file://{place}/group", rank=rank, world_size=2)
+    learner = Learner(spec(), torch.ones(2, 3, dtype=torch.bool), DIMS, torch.device("cpu"))
+    before = learner.tensors()
+    skipped = learner.learn(batch([NO_NUMBER if rank else example(1)], LABELLED), 0.3).skipped
+    same = all(torch.equal(weight, before[name]) for name, weight in learner.tensors().items())
+    Path(place, f"{rank}.txt").write_text(f"{skipped} {same}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_all_workers_skip_a_step_that_one_of_them_cannot_take(tmp_path: Path) -> None:
+    run_workers(_skip_with_one_worker, str(tmp_path))
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["True True"] * 2
+
+
 def test_divergence_is_zero_where_student_and_teacher_agree_and_ignores_unknown_emotions() -> None:
     teacher = torch.tensor([[2.0, 0.0, 0.0]])
     known = torch.tensor([True, True, False])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -20,13 +21,17 @@ import torch
 from torch import distributed as dist
 
 from liser_dist.config.distill import DistillSpec
-from liser_dist.data.shards import Shard, ShardVisit
+from liser_dist.data.shard_list import Shard
+from liser_dist.data.shards import ShardVisit
 from liser_dist.errors import LiserError, RejectionError, SpecError, StorageError, TrainingError
+from liser_dist.pipeline.store import TargetStore
 from liser_dist.pipeline.tables import to_table
 from liser_dist.records import Example, Targets
 from liser_dist.runs.checkpoints import Checkpoint, load_newest
 from liser_dist.runs.rejections import write_rejected
+from liser_dist.students.batches import StudentBatch
 from liser_dist.students.counting import COUNTS
+from liser_dist.students.learner import StepResult
 from liser_dist.training import loop
 from liser_dist.training.loop import TrainLoop
 from liser_dist.training.stream import SUMMARY, TrainJob
@@ -241,6 +246,42 @@ def test_workers_that_are_about_to_be_replaced_save_first(
     assert job.coordinator.calls["note_checkpoint"] == [4, 8, 12, 16, 20, 20]
 
 
+def test_the_learning_rate_follows_the_clips_that_shards_turn_out_to_have(tmp_path: Path) -> None:
+    job = replace(make_job(tmp_path), shards=[Shard("a", 1, "v1", 5 * CLIPS, estimated=True)])
+    trained = TrainLoop(job, stream(job), [], [], torch.device("cpu"))
+    learn, progress = trained.learner.learn, list[float]()
+
+    def noted(batch: StudentBatch, done: float, *clips: Any) -> StepResult:
+        progress.append(done)
+        return learn(batch, done, *clips)
+
+    trained.learner.learn = noted  # type: ignore[method-assign]
+    trained.run()
+    assert progress == pytest.approx([0.0, 0.04, 0.08, 0.6, 0.8])  # shard a ends in the third step
+    reported = job.coordinator.calls["set_progress"]
+    assert (reported[0].total_passes, reported[0].total_is_estimate) == (100, True)
+    assert (reported[-1].total_passes, reported[-1].total_is_estimate) == (20, False)
+    resumed = TrainLoop(job, iter([]), [], [], torch.device("cpu"))
+    resumed.run()
+    assert resumed.total.passes == EPOCHS * CLIPS
+
+
+def test_no_labelled_clip_is_used_more_often_than_the_spec_says(tmp_path: Path) -> None:
+    sizes = {"epochs": EPOCHS, "batch_size": 4, "labelled_batch_size": 2, "labelled_epochs": 1}
+    job = make_job(tmp_path, train=sizes)
+    labelled = [replace(clip(n, 0), emotion="sad", targets={}) for n in range(3)]
+    trained = TrainLoop(job, stream(job), labelled, [], torch.device("cpu"))
+    batch, used = trained.batcher.batch, list[int]()
+
+    def noted(clips: Sequence[Example], labelled: Sequence[Example], **rest: Any) -> StudentBatch:
+        used.append(len(labelled))
+        return batch(clips, labelled, **rest)
+
+    trained.batcher.batch = noted  # type: ignore[method-assign]
+    trained.run()
+    assert used == [2, 1, 0, 0, 0]
+
+
 def test_the_clips_of_a_skipped_step_stay_to_be_trained(tmp_path: Path) -> None:
     counting = {"kind": "counting", "infinite_steps": [1]}
     job = make_job(tmp_path, student=counting, compare=())
@@ -304,6 +345,13 @@ def _fail_on_one_worker(rank: int, place: str, where: str) -> None:
             raise StorageError("cannot read s3://b/x.parquet")
         yield from stream(job)
 
+    if where == "store":
+
+        def cannot_list() -> None:
+            raise StorageError("cannot list s3://b/targets")
+
+        store = TargetStore("s", 1, True, {})
+        job = replace(job, writers=SimpleNamespace(store=store, finish=cannot_list))
     batches = broken() if where == "step" else stream(job)
     trained = TrainLoop(job, batches, [], [], torch.device("cpu"))
     if where == "start" and rank == 0:
@@ -315,9 +363,12 @@ def _fail_on_one_worker(rank: int, place: str, where: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("where", ["step", "start"])
-def test_an_error_of_one_worker_ends_all_of_them(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [("step", "x.parquet"), ("start", "every checkpoint of the run"), ("store", "cannot list")],
+)
+def test_an_error_of_one_worker_ends_all_of_them(tmp_path: Path, where: str, words: str) -> None:
     run_workers(_fail_on_one_worker, str(tmp_path), where)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second
-    assert ("x.parquet" if where == "step" else "every checkpoint of the run") in first
+    assert words in first
