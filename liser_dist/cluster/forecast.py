@@ -108,12 +108,12 @@ def forecast_job(
     needs.append(Need(EXECUTOR, "", 1, 0.0))
     counts[EXECUTOR] = 1
     seconds = _seconds_by_stage(costs)
-    stages = [
-        Stage(need, count, count / of_one if of_one else None)
-        for need in needs
-        for count, of_one in [(counts[need.stage], seconds.get(need.stage))]
-    ]
+    stages = [_stage(need, counts[need.stage], seconds.get(need.stage)) for need in needs]
     return _forecast(stages, placement, costs)
+
+
+def _stage(need: Need, count: int, seconds_per_clip: float | None) -> Stage:
+    return Stage(need, count, count / seconds_per_clip if seconds_per_clip else None)
 
 
 def readers_needed(forecast: Forecast, bytes_per_clip: float) -> int | None:

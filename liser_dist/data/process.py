@@ -12,7 +12,8 @@ from contextlib import contextmanager
 def import_without(package: str) -> Iterator[None]:
     """Make imports inside the block find `package` not installed, unless it is loaded already.
 
-    Saves the time and memory of optional dependencies that a library loads and we do not use.
+    Saves the time and memory of optional dependencies that a library loads and we do not use. Not
+    for several threads at the same time.
     """
     if package in sys.modules:
         yield

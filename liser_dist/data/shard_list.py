@@ -13,7 +13,6 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from liser_dist import storage
 from liser_dist.data.shards import (
@@ -41,7 +40,7 @@ class Shard:
         size_bytes: Its size.
         version: Changes when it is replaced.
         clips: Its number of clips, from the index beside it, or else counted or estimated.
-        estimated: The number is an estimate, from its size and that of some clips.
+        estimated: The number is an estimate from the sizes of the shard and of some clips.
     """
 
     place: str
@@ -78,7 +77,8 @@ def find_shards(place: str, field: str) -> list[Shard]:
             "folder or prefix that holds WebDataset shards"
         )
     shards = [Shard(tar.place, tar.size_bytes, tar.version, 0) for tar in tars]
-    counts = {shards[0].place: _require_readable(shards[0], field), **_read_index_counts(files)}
+    first_clips = _require_readable(shards[0], field)
+    counts = {**_read_index_counts(files), shards[0].place: first_clips}
     return _with_estimates([_with_count(shard, counts.get(shard.place)) for shard in shards])
 
 
@@ -154,7 +154,7 @@ def _with_count(tar: Shard, counted: int | None) -> Shard:
 def _with_estimates(shards: Sequence[Shard]) -> list[Shard]:
     """Estimate the clips of shards from the sizes of their first clips.
 
-    Of many shards, only some are looked into; the others get the mean of these.
+    Of many shards, only some are sampled; the others get as many clips per byte as these have.
     """
     unknown = [shard for shard in shards if shard.estimated]
     if not unknown:
@@ -162,14 +162,20 @@ def _with_estimates(shards: Sequence[Shard]) -> list[Shard]:
     sample = unknown[:: -(-len(unknown) // _SAMPLED_SHARDS)]
     with ThreadPoolExecutor(_SAMPLED_SHARDS) as pool:
         means = pool.map(_mean_clip_bytes, [shard.place for shard in sample])
-    clip_bytes = {shard.place: mean for shard, mean in zip(sample, means, strict=True) if mean}
-    counted = [shard for shard in shards if not shard.estimated]
-    # A sample of damaged shards says nothing: the first shard is always counted.
-    overall = fmean(clip_bytes.values() or [tar.size_bytes / tar.clips for tar in counted[:1]])
+    sampled = {
+        shard.place: replace(shard, clips=max(1, round(shard.size_bytes / clip_bytes)))
+        for shard, clip_bytes in zip(sample, means, strict=True)
+        if clip_bytes
+    }
+    # If each of the sample is damaged, there are those that were counted: at least the first shard.
+    known = list(sampled.values()) or [shard for shard in shards if not shard.estimated]
+    per_byte = sum(shard.clips for shard in known) / sum(shard.size_bytes for shard in known)
 
-    def with_estimate(tar: Shard) -> Shard:
-        clips = round(tar.size_bytes / clip_bytes.get(tar.place, overall))
-        return replace(tar, clips=max(1, clips)) if tar.estimated else tar
+    def with_estimate(shard: Shard) -> Shard:
+        if not shard.estimated:
+            return shard
+        estimate = replace(shard, clips=max(1, round(shard.size_bytes * per_byte)))
+        return sampled.get(shard.place, estimate)
 
     return [with_estimate(shard) for shard in shards]
 

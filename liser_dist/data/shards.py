@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from pyroaring import BitMap
@@ -166,8 +167,12 @@ def read_members(shard: str) -> Iterator[Mapping[str, Any]]:
         raise error
 
 
+@cache
 def _tar_iterators() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Import webdataset's iterators without torch, which only its loader needs."""
+    """Import webdataset's iterators without torch, which only its loader needs.
+
+    Imported once: `import_without` must not run in several threads at the same time.
+    """
     with import_without("torch"):
         from webdataset.tariterators import group_by_keys, tar_file_expander
     return group_by_keys, tar_file_expander

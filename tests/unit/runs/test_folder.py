@@ -5,13 +5,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from liser_dist import storage
 from liser_dist.benchmarks.testbed.flaky_s3 import FlakyS3
@@ -153,14 +151,8 @@ class Bucket:
 
 
 @pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    (tmp_path / "bucket").mkdir()
-    with FlakyS3(tmp_path) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # it knows an earlier test's server
-        yield Bucket(server, tmp_path / "bucket")
-    s3fs.S3FileSystem.clear_instance_cache()
+def s3(s3_server: FlakyS3, tmp_path: Path) -> Bucket:
+    return Bucket(s3_server, tmp_path / "bucket")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

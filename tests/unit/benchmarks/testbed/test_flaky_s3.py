@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import s3fs
 
 from liser_dist import storage, storage_errors
 from liser_dist.benchmarks.testbed.flaky_s3 import FlakyS3
@@ -45,15 +44,9 @@ OUTAGES: dict[str, Misbehave] = {
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
-    (tmp_path / "bucket").mkdir()
+def server(s3_server: FlakyS3, tmp_path: Path) -> FlakyS3:
     (tmp_path / "bucket" / "content.bin").write_bytes(CONTENT)
-    with FlakyS3(tmp_path) as flaky:
-        for name, value in flaky.environment.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # it knows an earlier test's server
-        yield flaky
-    s3fs.S3FileSystem.clear_instance_cache()
+    return s3_server
 
 
 def read_on(stream: io.BufferedIOBase) -> Iterator[bytes]:
